@@ -1,0 +1,212 @@
+/*
+ * tcp: what a message costs in system calls, and what a bulk transfer costs in copies. The calls of the transport are
+ * counted by wrapping them at link time.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "clock.h"
+#include "transport.h"
+
+#define WAIT_NS (10 * NS_PER_S)
+#define ROUNDS  1000
+
+static struct {
+        unsigned sent, received, epoll;
+} calls;
+
+ssize_t __real_sendmsg(int fd, const struct msghdr *m, int flags);
+ssize_t __real_recv(int fd, void *buf, size_t len, int flags);
+ssize_t __real_readv(int fd, const struct iovec *iov, int n);
+int __real_epoll_wait(int fd, struct epoll_event *ev, int max, int timeout);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags);
+ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags);
+ssize_t __wrap_readv(int fd, const struct iovec *iov, int n);
+int __wrap_epoll_wait(int fd, struct epoll_event *ev, int max, int timeout);
+
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags)
+{
+        calls.sent++;
+        return __real_sendmsg(fd, m, flags);
+}
+
+ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags)
+{
+        ssize_t n = __real_recv(fd, buf, len, flags);
+
+        calls.received += n > 0;
+        return n;
+}
+
+ssize_t __wrap_readv(int fd, const struct iovec *iov, int n)
+{
+        ssize_t got = __real_readv(fd, iov, n);
+
+        calls.received += got > 0;
+        return got;
+}
+
+int __wrap_epoll_wait(int fd, struct epoll_event *ev, int max, int timeout)
+{
+        calls.epoll++;
+        return __real_epoll_wait(fd, ev, max, timeout);
+}
+
+static struct tp_ctx *ctx;
+static struct tp_ep *client, *server;
+
+static int set_up(void **state)
+{
+        struct tp_listener *l;
+        struct tp_event ev;
+
+        assert_int_equal(tp_open("tcp", NULL, &ctx), 0);
+        assert_int_equal(tp_listen(ctx, "tcp://localhost:0", &l), 0);
+        assert_int_equal(tp_connect(ctx, l->url, clock_ns() + WAIT_NS, &client), 0);
+        while (tp_accept(l, &server) < 0)
+                assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+        tp_listener_close(l);
+        return 0;
+}
+
+static int tear_down(void **state)
+{
+        tp_close(ctx);
+        return 0;
+}
+
+static struct tp_event next(void)
+{
+        uint64_t until = clock_ns() + WAIT_NS;
+        struct tp_event ev;
+
+        while (tp_poll(ctx, &ev, 1) == 0)
+                assert_true(clock_ns() < until);
+        return ev;
+}
+
+static void pass(struct tp_ep *from, struct tp_ep *to, size_t len)
+{
+        static const char buf[4096];
+        struct tp_event ev;
+
+        assert_int_equal(tp_send(from, buf, len, 0, 1), TP_COMPLETE);
+        ev = next();
+        assert_int_equal(ev.kind, TP_EV_MSG);
+        assert_ptr_equal(ev.ep, to);
+        assert_int_equal(ev.len, len);
+        assert_int_equal((uintptr_t)ev.data % 8, 0);
+        tp_release(to, ev.cookie);
+}
+
+static void a_message_is_one_call_each_way(void **state)
+{
+        static const size_t sizes[] = {0, 1, 64, 300, 4096};
+
+        for (size_t s = 0; s < ARRAY_LEN(sizes); s++) {
+                memset(&calls, 0, sizeof(calls));
+                for (int i = 0; i < ROUNDS; i++) {
+                        pass(client, server, sizes[s]);
+                        pass(server, client, sizes[s]);
+                }
+                assert_int_equal(calls.sent, 2 * ROUNDS);
+                assert_int_equal(calls.received, 2 * ROUNDS);
+                assert_int_equal(calls.epoll, 0);
+        }
+        assert_int_equal(client->n.bytes_copied + server->n.bytes_copied, 0);
+}
+
+static struct tp_rmem *open_to_client(size_t len, struct tp_mem **mem)
+{
+        struct tp_rmem *r;
+        struct tp_key key;
+
+        assert_int_equal(tp_alloc(server, len, mem), 0);
+        assert_int_equal(tp_export_key(*mem, 0, len, &key), 0);
+        assert_int_equal(tp_import_key(client, &key, clock_ns() + WAIT_NS, &r), 0);
+        return r;
+}
+
+static void a_write_and_its_message_are_one_call(void **state)
+{
+        static uint8_t src[16384];
+        struct tp_mem *mem;
+        struct tp_rmem *r = open_to_client(sizeof(src), &mem);
+        bool message = false;
+        struct tp_event ev;
+
+        memset(src, 7, sizeof(src));
+        memset(&calls, 0, sizeof(calls));
+        assert_int_equal(tp_write(client, NULL, src, sizeof(src), r, 0, TP_MORE, 1), TP_POSTED);
+        assert_int_equal(calls.sent, 0);
+        assert_int_equal(tp_send(client, "done", 4, 0, 2), TP_COMPLETE);
+        assert_int_equal(calls.sent, 1);
+        for (int i = 0; i < 2; i++) {
+                ev = next();
+                if (ev.kind == TP_EV_DONE) {
+                        assert_int_equal(ev.cookie, 1);
+                        continue;
+                }
+                assert_int_equal(ev.kind, TP_EV_MSG);
+                assert_memory_equal(ev.data, "done", 4);
+                assert_memory_equal(mem->region.addr, src, sizeof(src));
+                message = true;
+                tp_release(server, ev.cookie);
+        }
+        assert_true(message);
+}
+
+/* Of a large write only what came along with its header may be copied, and that is little. */
+static void bulk_goes_straight_to_its_target(void **state)
+{
+        enum { LEN = 4 << 20, TIMES = 8 };
+        static uint8_t src[LEN];
+        struct tp_mem *mem;
+        struct tp_rmem *r = open_to_client(LEN, &mem);
+        uint64_t copied = 0;
+
+        for (int i = 0; i < TIMES; i++) {
+                bool posted, message = false;
+
+                memset(src, i + 1, sizeof(src));
+                posted = tp_write(client, NULL, src, LEN, r, 0, 0, 1) == TP_POSTED;
+                while (tp_send(client, "done", 4, 0, 2) < 0)
+                        ;
+                while (posted || !message) {
+                        struct tp_event ev = next();
+
+                        if (ev.kind == TP_EV_DONE) {
+                                posted = posted && ev.cookie != 1;
+                                continue;
+                        }
+                        message = true;
+                        tp_release(server, ev.cookie);
+                }
+                assert_memory_equal(mem->region.addr, src, LEN);
+                if (i == 0)
+                        copied = server->n.bytes_copied; /* the first one was not expected */
+        }
+        assert_true(copied <= 256 << 10);
+        assert_true(server->n.bytes_copied - copied <= (TIMES - 1) * 1024);
+        assert_int_equal(client->n.bytes_copied, 0);
+        assert_int_equal(server->n.bulk_bytes_rx, (uint64_t)TIMES * LEN);
+}
+
+int main(void)
+{
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test_setup_teardown(a_message_is_one_call_each_way, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(a_write_and_its_message_are_one_call, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(bulk_goes_straight_to_its_target, set_up, tear_down),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
