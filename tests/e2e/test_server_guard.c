@@ -290,6 +290,18 @@ static void memory(void **state)
         assert_int_equal(ts_stop(s), 0);
 }
 
+/* Staging for `c` once whoever held the memory before has been noticed to be gone: a second at most, on any medium. */
+static int ask_in_time(struct client *c, uint64_t len, struct tp_rmem **rmem)
+{
+        uint64_t deadline_ns = clock_ns() + 5 * NS_PER_S;
+        int rc;
+
+        do
+                rc = cl_ask(c, KEYS_ASK_STAGING, 0, 0, len, rmem);
+        while (rc == -EDQUOT && clock_ns() < deadline_ns);
+        return rc;
+}
+
 /* All sessions together have a limit too, and what they held counts no more when they have gone. */
 static void memory_of_all(void **state)
 {
@@ -304,14 +316,12 @@ static void memory_of_all(void **state)
         cl_open(&b, ts_url(s, "loop"));
         for (size_t i = 0; i < 3; i++) {
                 cl_open(&a, ts_url(s, schemes[i]));
-                assert_int_equal(cl_ask(&a, KEYS_ASK_STAGING, 0, 0, 4 << 20, &rmem), 0);
+                assert_int_equal(ask_in_time(&a, 4 << 20, &rmem), 0);
                 assert_int_equal(cl_ask(&b, KEYS_ASK_STAGING, 0, 0, 3 << 20, &rmem), -EDQUOT);
                 assert_non_null(strstr(b.text, "sessions of this server"));
                 i % 2 ? cl_vanish(&a) : cl_close(&a);
-                cl_open(&a, ts_url(s, "loop")); /* by now the server has buried the one before */
-                cl_close(&a);
         }
-        assert_int_equal(cl_ask(&b, KEYS_ASK_STAGING, 0, 0, 3 << 20, &rmem), 0);
+        assert_int_equal(ask_in_time(&b, 3 << 20, &rmem), 0);
         cl_close(&b);
         assert_int_equal(ts_stop(s), 0);
 }
