@@ -76,14 +76,6 @@ static int build(const struct sweep_opts *o, const struct workload_spec *spec, s
         return 0;
 }
 
-static bool wanted(const char *name, const char *const *only, size_t n)
-{
-        for (size_t i = 0; i < n; i++)
-                if (!strcmp(only[i], name))
-                        return true;
-        return n == 0;
-}
-
 /* Seconds for all blocks of a row: its requests, the untimed one, warm-up, and a calibration that waits as long. */
 static double rough_seconds(const struct experiment *e, const struct prediction *p, bool native)
 {
@@ -135,7 +127,7 @@ static void check_rows(const struct sweep_opts *o, const struct workload *w, con
                 char name[96];
                 int rc;
 
-                if (!wanted(b->name, o->baselines, o->nbaselines))
+                if (!exp_wanted(b->name, o->baselines, o->nbaselines))
                         continue;
                 if (b->def && b->def->external) {
                         fprintf(to, "  %-18s %s %s\n", b->name, b->command[0],
@@ -174,7 +166,7 @@ int sweep_check(const struct sweep_opts *opts, FILE *to)
                 char name[96];
                 int rc;
 
-                if (!wanted(e->workloads[i].name, opts->workloads, opts->nworkloads))
+                if (!exp_wanted(e->workloads[i].name, opts->workloads, opts->nworkloads))
                         continue;
                 rc = build(opts, &e->workloads[i], &w, &blind);
                 if (rc < 0) {
