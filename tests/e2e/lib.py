@@ -202,6 +202,13 @@ class Case(unittest.TestCase):
         return found
 
 
+def cpu_s(pid):
+    """Processor time that a running process has used so far."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def text_of(path):
     """What stands in a file; nothing, where there is none."""
     with contextlib.suppress(OSError), open(path) as f:

@@ -38,6 +38,13 @@ def perf_json(*args):
             return json.load(f)
 
 
+def cpu_s(pid):
+    """Processor time that a running process has used so far."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Listener:
     """A perf --listen of our own, with the address that it says."""
 
@@ -295,7 +302,10 @@ class Signals(unittest.TestCase):
             child = self.start(folder, "lat", "--transport", "shm", "--sizes", "64,128", "--duration", "100ms",
                                "--repeats", "1000", "--json", path)
             child.stdout.readline()
-            time.sleep(1)  # any time at which a repeat or two are done
+            # Repeats of 100 ms in which this end polls: half a second of its processor time is one repeat at least.
+            deadline = time.monotonic() + 60
+            while cpu_s(child.pid) < 0.5 and time.monotonic() < deadline:
+                time.sleep(0.01)
             child.send_signal(signal.SIGINT)
             out, err = child.communicate(timeout=20)
             self.assertEqual(child.returncode, 1, err)

@@ -31,7 +31,9 @@ class Ending(Case):
         p.began = time.monotonic()
         self.addCleanup(self.put_away, p)
         self.until(lambda: re.search(r"measuring \d+ blocks", text_of(self.said)), "no measuring", p)
-        time.sleep(1.0 * SLOW)          # some blocks' worth; how many is read from the result
+        # Both ends poll: a second of the client's own processor time is some blocks' worth, however busy the host is.
+        began = cpu_s(p.pid)
+        self.until(lambda: cpu_s(p.pid) > began + 1.0 * SLOW, "no progress", p)
         self.assertIsNone(p.poll(), text_of(self.said))
         return p
 
