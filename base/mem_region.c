@@ -48,12 +48,39 @@ static int host_register(const struct mem_region *r, void *host, size_t len)
         return 0;
 }
 
+static void host_unregister(const struct mem_region *r, void *host, size_t len)
+{
+}
+
+/* Network devices reach host memory without it. */
+static int host_export_dmabuf(const struct mem_region *r, enum mem_mapping how, int *fd, uint64_t *fd_offset)
+{
+        return -ENOTSUP;
+}
+
+static int host_check(const struct mem_region *r, size_t off, size_t len, uint64_t seed)
+{
+        uint64_t w;
+
+        if (!inside(r, off, len))
+                return -ERANGE;
+        for (size_t i = 0; i < len / sizeof(w); i++) {
+                memcpy(&w, (const char *)r->addr + off + i * sizeof(w), sizeof(w));
+                if (w != mem_probe_word(seed, i))
+                        return 0;
+        }
+        return 1;
+}
+
 const struct mem_ops mem_host_ops = {
     .put_async = host_put,
     .get_async = host_get,
     .test = host_test,
     .flush = host_flush,
     .host_register = host_register,
+    .host_unregister = host_unregister,
+    .export_dmabuf = host_export_dmabuf,
+    .check = host_check,
 };
 
 struct mem_region mem_host_region(void *addr, size_t len)

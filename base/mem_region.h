@@ -10,6 +10,10 @@
 
 enum mem_kind { MEM_HOST, MEM_DEVICE };
 
+/* How other devices are to reach exported device memory. PCIe is for coherent platforms, where what the driver offers
+ * by default is of no use to the network device. */
+enum mem_mapping { MEM_MAP_DEFAULT, MEM_MAP_PCIE };
+
 struct mem_region;
 
 /* No slot is NULL: host memory uses mem_host_ops (base/mem_region.c). */
@@ -23,6 +27,14 @@ struct mem_ops {
         int (*flush)(const struct mem_region *r);
         /* Let the device reach host memory of a transport's bounce buffer fast (pinning). 0 or -errno. */
         int (*host_register)(const struct mem_region *r, void *host, size_t len);
+        void (*host_unregister)(const struct mem_region *r, void *host, size_t len);
+        /* A dmabuf descriptor of the pages that hold the region, whole host pages and no more; *fd becomes the caller's
+         * to close; the region starts at *fd_offset in it, which has the same place within a page as r->addr.
+         * -ENOTSUP: this memory cannot be exported so. */
+        int (*export_dmabuf)(const struct mem_region *r, enum mem_mapping how, int *fd, uint64_t *fd_offset);
+        /* Does the device itself read mem_probe_word(seed, 0), (seed, 1), ... at off? 1: yes, 0: no, -ENOTSUP: it
+         * cannot say, -errno. off and len are multiples of 8. Waits for the answer. */
+        int (*check)(const struct mem_region *r, size_t off, size_t len, uint64_t seed);
 };
 
 struct mem_region {
@@ -40,6 +52,23 @@ struct mem_region {
 };
 
 extern const struct mem_ops mem_host_ops;
+
+/* What a probe writes: no two words alike, so that bytes that went astray show. */
+static inline uint64_t mem_probe_word(uint64_t seed, uint64_t i)
+{
+        return (seed + i + 1) * 0x9e3779b97f4a7c15ull;
+}
+
+/* Reads something of each cache line: what a program that makes use of a message does at least. */
+static inline void mem_look(const void *p, size_t len)
+{
+        const volatile unsigned char *at = p;
+
+        for (size_t i = 0; i < len; i += 64)
+                (void)at[i];
+        if (len)
+                (void)at[len - 1];
+}
 
 /* Passport for ordinary host memory. */
 struct mem_region mem_host_region(void *addr, size_t len);

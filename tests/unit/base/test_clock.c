@@ -23,6 +23,25 @@ static void spins_at_least_as_long(void **state)
         clock_spin_until(start); /* the past: returns at once */
 }
 
+/* Both clocks are read at both ends of an interval; whatever else ran meanwhile lies between the outer readings. */
+static void stamps_agree_with_the_clock(void **state)
+{
+        uint64_t t0, t1, s0, s1, t2, t3, ns;
+
+        clock_stamp_init();
+        assert_true(clock_stamp_scale > 0);
+        t0 = clock_ns();
+        s0 = clock_stamp();
+        t1 = clock_ns();
+        clock_spin_until(t1 + 20 * NS_PER_MS);
+        t2 = clock_ns();
+        s1 = clock_stamp();
+        t3 = clock_ns();
+        ns = clock_stamp_ns(s0, s1);
+        assert_true((double)ns > 0.999 * (double)(t2 - t1) && (double)ns < 1.001 * (double)(t3 - t0));
+        assert_int_equal(clock_stamp_ns(s1, s0), 0);
+}
+
 static void measures_itself(void **state)
 {
         double cost = 0, step = 0;
@@ -57,8 +76,11 @@ static void wall_clock_forms(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(never_goes_back),  cmocka_unit_test(spins_at_least_as_long),
-            cmocka_unit_test(measures_itself),  cmocka_unit_test(spinning_costs_cpu),
+            cmocka_unit_test(never_goes_back),
+            cmocka_unit_test(spins_at_least_as_long),
+            cmocka_unit_test(stamps_agree_with_the_clock),
+            cmocka_unit_test(measures_itself),
+            cmocka_unit_test(spinning_costs_cpu),
             cmocka_unit_test(wall_clock_forms),
         };
 

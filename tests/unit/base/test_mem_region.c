@@ -22,6 +22,23 @@ static void host_copies_are_done_at_once(void **state)
         assert_int_equal(r.ops->host_register(&r, back, 8), 0);
 }
 
+static void a_probe_is_recognised(void **state)
+{
+        uint64_t memory[8], offset;
+        struct mem_region r = mem_host_region(memory, sizeof(memory));
+        int fd;
+
+        for (uint64_t i = 0; i < 8; i++)
+                memory[i] = mem_probe_word(5, i);
+        assert_int_equal(r.ops->check(&r, 0, 64, 5), 1);
+        assert_int_equal(r.ops->check(&r, 0, 64, 6), 0);
+        assert_int_equal(r.ops->check(&r, 8, 56, 5), 0);
+        memory[7]++;
+        assert_int_equal(r.ops->check(&r, 0, 64, 5), 0);
+        assert_int_equal(r.ops->check(&r, 8, 64, 5), -ERANGE);
+        assert_int_equal(r.ops->export_dmabuf(&r, MEM_MAP_DEFAULT, &fd, &offset), -ENOTSUP);
+}
+
 static void nothing_outside_is_touched(void **state)
 {
         char memory[64];
@@ -39,6 +56,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(host_copies_are_done_at_once),
+            cmocka_unit_test(a_probe_is_recognised),
             cmocka_unit_test(nothing_outside_is_touched),
         };
 
