@@ -9,23 +9,48 @@
 #include "raw.h"
 #include "rows.h"
 
-#define FLOOR_REPEATS 101u
+#define EXCHANGES 101u       /* of one call; one order, so that both ends are awake */
+#define LARGE     (4u << 20) /* bytes both ways from which on few are enough, each an order of its own */
+#define FEW       5u
+
+/* The median of EXCHANGES, in ns; NaN: could not be measured. */
+static double floor_of_small(struct raw_pair *raw, const struct raw_order *o, const void *src)
+{
+        struct hist *h = malloc(sizeof(*h));
+        double median = NAN;
+        uint64_t ns;
+
+        if (!h)
+                return NAN;
+        hist_reset(h);
+        if (raw_run(raw, o, src, NULL, h, &ns) == 0)
+                median = hist_percentile(h, 50);
+        free(h);
+        return median;
+}
+
+static double floor_of_large(struct raw_pair *raw, const struct raw_order *o, const void *src)
+{
+        double v[FEW];
+
+        for (unsigned i = 0; i < FEW; i++) {
+                uint64_t ns;
+
+                if (raw_run(raw, o, src, NULL, NULL, &ns) < 0)
+                        return NAN;
+                v[i] = (double)ns;
+        }
+        return stats_median(v, FEW);
+}
 
 static double floor_of(struct raw_pair *raw, const struct plan_call *c, const void *src)
 {
-        double v[FLOOR_REPEATS];
-        size_t up = c->up.msg_bytes + c->up.bulk_bytes, down = c->down.msg_bytes + c->down.bulk_bytes;
+        struct raw_order o = {.shape = RAW_EXCHANGE,
+                              .up = c->up.msg_bytes + c->up.bulk_bytes,
+                              .down = c->down.msg_bytes + c->down.bulk_bytes};
 
-        for (unsigned i = 0; i < FLOOR_REPEATS; i++) {
-                int64_t ns = raw_exchange(raw, src, up, NULL, down);
-
-                if (ns < 0)
-                        return NAN;
-                v[i] = (double)ns;
-                if (up + down > 4u << 20 && i >= 4)
-                        return stats_median(v, i + 1);
-        }
-        return stats_median(v, FLOOR_REPEATS);
+        o.n = o.up + o.down > LARGE ? 1 : EXCHANGES;
+        return o.n == 1 ? floor_of_large(raw, &o, src) : floor_of_small(raw, &o, src);
 }
 
 /* The same bytes by raw means, summed over the calls; calls of equal size are measured once, sizes between by the
@@ -48,11 +73,10 @@ static double floor_of_plan(struct raw_pair *raw, const struct plan *p, const vo
         return sum;
 }
 
-void wire_floors(struct measured *me, const char *transport)
+/* Bytes of the largest transfer of any row's plan, one direction. */
+static uint64_t largest_transfer(const struct measured *me)
 {
         uint64_t most = 4096;
-        struct raw_pair *raw = NULL;
-        void *src;
 
         for (size_t i = 0; i < me->nrows; i++)
                 for (uint32_t t = 0; t < me->turns && me->rows[i].plans; t++)
@@ -64,20 +88,35 @@ void wire_floors(struct measured *me, const char *transport)
                                 most = up > most ? up : most;
                                 most = down > most ? down : most;
                         }
-        src = malloc(most);
-        if (src)
-                memset(src, 0x5a, most);
-        if (src && raw_open(transport, most, me->opts->cpu_peer, &raw) == 0) {
-                for (size_t i = 0; i < me->nrows; i++) {
-                        struct row *r = &me->rows[i];
-                        double sum = 0;
+        return most;
+}
 
-                        if (strcmp(r->transport, transport) || !r->plans || r->verdict != VERDICT_VALID)
-                                continue;
-                        for (uint32_t t = 0; t < me->turns; t++)
-                                sum += floor_of_plan(raw, &r->plans[t], src);
-                        r->wire_floor_ns = sum / me->turns;
-                }
+static void floor_rows(struct measured *me, const char *transport, struct raw_pair *raw, const void *src)
+{
+        for (size_t i = 0; i < me->nrows; i++) {
+                struct row *r = &me->rows[i];
+                double sum = 0;
+
+                if (strcmp(r->transport, transport) || !r->plans || r->verdict != VERDICT_VALID)
+                        continue;
+                for (uint32_t t = 0; t < me->turns; t++)
+                        sum += floor_of_plan(raw, &r->plans[t], src);
+                r->wire_floor_ns = sum / me->turns;
+        }
+}
+
+/* The other end is a process of this host, so it is called where the server is one, too: what a medium costs between two
+ * hosts cannot be told from here. */
+void wire_floors(struct measured *me, const char *transport)
+{
+        struct raw_opts o = {.url = transport, .max_bytes = largest_transfer(me), .cpu_peer = me->opts->cpu_peer};
+        struct raw_pair *raw = NULL;
+        void *src = malloc(o.max_bytes);
+
+        if (src)
+                memset(src, 0x5a, o.max_bytes);
+        if (src && raw_open(&o, &raw) == 0) {
+                floor_rows(me, transport, raw, src);
                 raw_close(raw);
         }
         free(src);

@@ -1,7 +1,6 @@
-/* perf: the connection between both ends, and what they agree on over it. */
+/* perf: what one thread says and hears on its connections, outside of what is measured. */
 #include <endian.h>
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,427 +8,295 @@
 #include "err.h"
 #include "perf_inside.h"
 
-#define QUEUE      4096u /* messages that can wait while something else is waited for */
 #define POLL_BATCH 16
-#define IDLE_LOOK  1024u /* empty polls between two looks at the clock */
+#define OUT_RING   4u /* control messages that may be on their way */
 
-/* ---- polling and posting ---- */
+#define CTL_MAGIC   0x4652455044ull /* "DPERF" */
+#define CTL_VERSION 2
 
-static int link_lost(struct perf_link *l, int status)
+/* Every version begins with these four, so that each can tell the other why it is refused. */
+struct wire_ctl {
+        uint64_t magic;
+        uint32_t version, kind;
+        char why[160];
+        uint64_t f[PF_COUNT];
+        uint8_t nonce[NONCE_BYTES], proof[PROOF_BYTES];
+        uint8_t key[TP_KEY_BYTES];
+        uint8_t body[PERF_BODY];
+};
+
+#define WIRE_HEAD offsetof(struct wire_ctl, f)
+
+_Static_assert(WIRE_HEAD == 176, "the same in every version");
+_Static_assert(sizeof(struct wire_ctl) ==
+                   WIRE_HEAD + 8 * PF_COUNT + NONCE_BYTES + PROOF_BYTES + TP_KEY_BYTES + PERF_BODY,
+               "no padding on the wire");
+_Static_assert(sizeof(struct wire_ctl) <= TP_MSG_MAX_LEAST, "fits in a message of every transport");
+
+/* ---- waiting ---- */
+
+static int stopped(const struct perf_session *s)
 {
-        l->failed = status < 0 ? status : -ECONNRESET;
-        snprintf(l->why, sizeof(l->why), "%s", err_str(l->failed));
-        return err_set(l->failed, "%s: %s", l->phase, l->why);
+        return err_set(-EINTR, "%s: ended by a signal", s->phase);
 }
 
-static int stop(const struct perf_link *l)
+/* Nothing came for a while: make room for others on this core, and look whether it has been too long. */
+int perf_idle_look(struct perf_worker *w)
 {
-        return err_set(-EINTR, "%s: ended by a signal", l->phase);
-}
-
-static int take_event(struct perf_link *l, const struct tp_event *ev)
-{
-        switch (ev->kind) {
-        case TP_EV_DONE:
-                l->outstanding--;
-                return ev->status < 0 && ev->status != -ECANCELED ? link_lost(l, ev->status) : 0;
-        case TP_EV_DOWN:
-                return link_lost(l, ev->status);
-        default:
-                if (l->queue_n == QUEUE)
-                        return err_set(-EPROTO, "%s: the peer sends more than was agreed", l->phase);
-                l->queue[(l->queue_at + l->queue_n++) % QUEUE] = *ev;
-                return 0;
-        }
-}
-
-/* Nothing came: now and then make room for others on this core, and look whether it has been too long. */
-static int idle(struct perf_link *l)
-{
-        uint64_t now;
-
-        cpu_relax();
-        if (++l->idle % IDLE_LOOK)
-                return 0;
-        sched_yield();
-        now = clock_ns();
-        if (l->idle == IDLE_LOOK)
-                l->idle_since = now;
-        if (now - l->idle_since < PERF_STALL_NS)
-                return 0;
-        return err_set(-ETIMEDOUT, "%s: nothing came from %s for %u s", l->phase, l->ep->peer,
-                       (unsigned)(PERF_STALL_NS / NS_PER_S));
-}
-
-int perf_poll(struct perf_link *l)
-{
-        struct tp_event ev[POLL_BATCH];
-        int n, rc = 0;
+        struct perf_session *s = w->s;
+        uint64_t now = clock_ns();
 
         if (perf_stopped)
-                return stop(l);
-        if (l->failed)
-                return err_set(l->failed, "%s: %s", l->phase, l->why);
-        n = tp_poll(l->ctx, ev, POLL_BATCH);
-        if (n == 0)
-                return idle(l);
-        l->idle = 0;
-        for (int i = 0; i < n; i++) {
-                int one = take_event(l, &ev[i]);
+                return stopped(s);
+        if (atomic_load_explicit(&s->failed, memory_order_relaxed))
+                return err_set(-ECANCELED, "%s: another thread of this end failed", s->phase);
+        sched_yield();
+        if (w->idle == 1024)
+                w->idle_since = now;
+        if (now - w->idle_since < s->stall_ns)
+                return 0;
+        return err_set(-ETIMEDOUT, "%s: nothing came from %s for %.3g s (--stall)", s->phase, s->peer,
+                       (double)s->stall_ns / 1e9);
+}
 
-                rc = rc ? rc : one;
+int perf_take(struct perf_worker *w, const struct tp_event *ev)
+{
+        struct perf_conn *c = ev->ep->user;
+
+        if (!c) { /* a connection that is not ours: somebody else at our listener's door */
+                if (ev->kind == TP_EV_MSG)
+                        tp_release(ev->ep, ev->cookie);
+                else if (ev->kind == TP_EV_DOWN)
+                        tp_ep_close(ev->ep);
+                return 0;
         }
-        return rc ? rc : n;
-}
-
-int perf_try(struct perf_link *l, struct tp_event *ev)
-{
-        if (!l->queue_n) {
-                int rc = perf_poll(l);
-
-                if (!l->queue_n)
-                        return rc < 0 ? rc : 0;
-        }
-        *ev = l->queue[l->queue_at];
-        l->queue_at = (l->queue_at + 1) % QUEUE;
-        l->queue_n--;
-        return 1;
-}
-
-int perf_next(struct perf_link *l, struct tp_event *ev)
-{
-        int rc;
-
-        do {
-                rc = perf_try(l, ev);
-        } while (rc == 0);
-        return rc < 0 ? rc : 0;
-}
-
-void perf_release(struct perf_link *l, const struct tp_event *ev)
-{
-        if (ev->kind == TP_EV_MSG)
-                tp_release(l->ep, ev->cookie);
-}
-
-int perf_drain(struct perf_link *l, unsigned most)
-{
-        while (l->outstanding > most) {
-                int rc = perf_poll(l);
-
-                if (rc < 0)
-                        return rc;
-        }
+        if (ev->kind == TP_EV_DOWN)
+                return err_set(ev->status < 0 ? ev->status : -ECONNRESET, "%s: %s", w->s->phase, err_str(ev->status));
+        if (ev->kind != TP_EV_DONE)
+                return err_set(-EPROTO, "%s: a message from %s that nobody asked for", w->s->phase, ev->ep->peer);
+        c->outstanding--;
+        if (ev->status < 0 && ev->status != -ECANCELED)
+                return err_set(ev->status, "%s: %s: %s", w->s->phase, ev->ep->peer, err_str(ev->status));
         return 0;
 }
 
-/* What became of a post: 1 it is done or on its way, 0 try again, -errno. Where posts are complete at once nobody polls
- * for long, so the end is looked for here, too. */
-static int posted(struct perf_link *l, int rc)
+/* Polls once; messages are queued. */
+static int poll_once(struct perf_worker *w)
 {
+        struct tp_event ev[POLL_BATCH];
+        unsigned room = PERF_QUEUE - w->queue_n;
+        int n, rc = 0;
+
         if (perf_stopped)
-                return stop(l);
-        if (rc == -EAGAIN) {
-                rc = perf_poll(l);
-                return rc < 0 ? rc : 0;
+                return stopped(w->s);
+        if (!room)
+                return err_set(-EPROTO, "%s: %s sends more than was agreed", w->s->phase, w->s->peer);
+        n = tp_poll(w->ctx, ev, room < POLL_BATCH ? (int)room : POLL_BATCH);
+        if (n <= 0)
+                return n < 0 ? n : perf_idle(w);
+        w->idle = 0;
+        for (int i = 0; i < n; i++) {
+                if (ev[i].ep->user && (ev[i].kind == TP_EV_MSG || ev[i].kind == TP_EV_IMM))
+                        w->queue[w->queue_n++] = ev[i];
+                else
+                        rc = rc ? rc : perf_take(w, &ev[i]);
         }
-        if (rc == TP_POSTED)
-                l->outstanding++;
-        return rc < 0 ? rc : 1;
+        return rc;
 }
 
-#define POST(l, call)                          \
-        do {                                   \
-                int rc_;                       \
-                do {                           \
-                        rc_ = posted(l, call); \
-                } while (rc_ == 0);            \
-                return rc_ < 0 ? rc_ : 0;      \
-        } while (0)
-
-int perf_send(struct perf_link *l, const void *buf, size_t len, unsigned flags)
+int perf_drain(struct perf_conn *c)
 {
-        POST(l, tp_send(l->ep, buf, len, flags, l->cookie++));
+        int rc = 0;
+
+        while (c->outstanding && !rc)
+                rc = poll_once(c->w);
+        return rc;
 }
 
-int perf_write(struct perf_link *l, const void *src, size_t len, uint64_t roff, unsigned flags)
+/* Takes the first message of this connection out of the queue, or of any where ep is NULL. */
+static bool take_kept(struct perf_worker *w, const struct tp_ep *ep, struct tp_event *ev)
 {
-        POST(l, tp_write(l->ep, l->tx_mem, src, len, l->remote, roff, flags, l->cookie++));
+        for (unsigned i = 0; i < w->queue_n; i++) {
+                if (ep && w->queue[i].ep != ep)
+                        continue;
+                *ev = w->queue[i];
+                memmove(&w->queue[i], &w->queue[i + 1], (--w->queue_n - i) * sizeof(w->queue[0]));
+                return true;
+        }
+        return false;
 }
 
-int perf_write_imm(struct perf_link *l, const void *src, size_t len, uint64_t roff, uint32_t imm)
+bool perf_kept(struct perf_worker *w, struct tp_event *ev)
 {
-        POST(l, tp_write_imm(l->ep, l->tx_mem, src, len, l->remote, roff, imm, 0, l->cookie++));
+        return take_kept(w, NULL, ev);
 }
 
-int perf_read(struct perf_link *l, void *dst, size_t len, uint64_t roff)
+/* Connections do not wait for one another, so that of another one may come first. */
+static int next_message(struct perf_conn *c, struct tp_event *ev)
 {
-        POST(l, tp_read(l->ep, l->tx_mem, dst, len, l->remote, roff, 0, l->cookie++));
+        int rc = 0;
+
+        while (!take_kept(c->w, c->ep, ev) && !rc)
+                rc = poll_once(c->w);
+        return rc;
 }
 
 /* ---- control messages ---- */
 
-#define CTL_MAGIC   0x4652455044ull /* "DPERF" */
-#define CTL_VERSION 1
-
-struct wire_ctl {
-        uint64_t magic;
-        uint32_t version, kind;
-        uint64_t f[PF_COUNT];
-        uint8_t nonce[NONCE_BYTES], proof[PROOF_BYTES];
-        uint8_t key[TP_KEY_BYTES];
-        char text[160];
-};
-
-_Static_assert(sizeof(struct wire_ctl) == 16 + 8 * PF_COUNT + NONCE_BYTES + PROOF_BYTES + TP_KEY_BYTES + 160,
-               "no padding on the wire");
-_Static_assert(sizeof(struct wire_ctl) <= TP_MSG_MAX_LEAST, "fits in a message of every transport");
-
-int perf_tell(struct perf_link *l, const struct perf_ctl *c)
+static void encode(struct wire_ctl *out, const struct perf_ctl *m)
 {
-        struct wire_ctl w = {.magic = htole64(CTL_MAGIC), .version = htole32(CTL_VERSION), .kind = htole32(c->kind)};
+        *out =
+            (struct wire_ctl){.magic = htole64(CTL_MAGIC), .version = htole32(CTL_VERSION), .kind = htole32(m->kind)};
+        for (int i = 0; i < PF_COUNT; i++)
+                out->f[i] = htole64(m->f[i]);
+        memcpy(out->why, m->why, sizeof(out->why));
+        memcpy(out->nonce, m->nonce, sizeof(out->nonce));
+        memcpy(out->proof, m->proof, sizeof(out->proof));
+        memcpy(out->key, m->key.bytes, sizeof(out->key));
+        memcpy(out->body, m->body, sizeof(out->body));
+}
+
+int perf_tell_now(struct perf_conn *c, const struct perf_ctl *m)
+{
+        struct perf_worker *w = c->w;
+        struct wire_ctl *out;
         int rc;
 
-        for (int i = 0; i < PF_COUNT; i++)
-                w.f[i] = htole64(c->f[i]);
-        memcpy(w.nonce, c->nonce, sizeof(w.nonce));
-        memcpy(w.proof, c->proof, sizeof(w.proof));
-        memcpy(w.key, c->key.bytes, sizeof(w.key));
-        memcpy(w.text, c->text, sizeof(w.text));
-        rc = perf_send(l, &w, sizeof(w), 0);
-        return rc < 0 ? rc : perf_drain(l, 0);
-}
-
-static int ctl_read(struct perf_link *l, const struct tp_event *ev, struct perf_ctl *c)
-{
-        struct wire_ctl w;
-
-        if (ev->kind != TP_EV_MSG || ev->len != sizeof(w))
-                return err_set(-EPROTO, "%s: %s is no djinnbench perf, or one of another version", l->phase,
-                               l->ep->peer);
-        memcpy(&w, ev->data, sizeof(w));
-        if (le64toh(w.magic) != CTL_MAGIC || le32toh(w.version) != CTL_VERSION)
-                return err_set(-EPROTO, "%s: %s is no djinnbench perf, or one of another version than %d", l->phase,
-                               l->ep->peer, CTL_VERSION);
-        c->kind = le32toh(w.kind);
-        for (int i = 0; i < PF_COUNT; i++)
-                c->f[i] = le64toh(w.f[i]);
-        memcpy(c->nonce, w.nonce, sizeof(w.nonce));
-        memcpy(c->proof, w.proof, sizeof(w.proof));
-        memcpy(c->key.bytes, w.key, sizeof(w.key));
-        memcpy(c->text, w.text, sizeof(w.text));
-        c->text[sizeof(c->text) - 1] = '\0';
-        return 0;
-}
-
-static int sleep_for_event(struct perf_link *l)
-{
-        while (!l->queue_n) {
-                struct tp_event ev;
-                int rc = perf_stopped ? stop(l) : tp_wait(l->ctx, &ev, 1, clock_ns() + 100 * NS_PER_MS);
-
-                if (rc > 0)
-                        rc = take_event(l, &ev);
-                if (rc < 0)
+        if (!w->out && !(w->out = calloc(OUT_RING, sizeof(*w->out))))
+                return err_set(-ENOMEM, "no memory for control messages");
+        out = &w->out[w->out_at++ % OUT_RING];
+        encode(out, m);
+        while ((rc = tp_send(c->ep, out, sizeof(*out), 0, PERF_NO_COOKIE)) == -EAGAIN)
+                if ((rc = poll_once(w)) < 0)
                         return rc;
-        }
-        l->idle = 0;
-        return 0;
+        if (rc == TP_POSTED)
+                c->outstanding++;
+        return rc < 0 ? rc : 0;
 }
 
-int perf_hear(struct perf_link *l, enum perf_ctl_kind kind, bool patient, struct perf_ctl *c)
+int perf_tell(struct perf_conn *c, const struct perf_ctl *m)
 {
-        struct tp_event ev;
-        int rc = patient ? sleep_for_event(l) : 0;
+        int rc = perf_tell_now(c, m);
 
-        rc = rc ? rc : perf_next(l, &ev);
+        return rc ? rc : perf_drain(c);
+}
+
+int perf_ctl_parse(const struct perf_worker *w, const char *peer, const void *data, size_t len, struct perf_ctl *m)
+{
+        static _Thread_local struct wire_ctl in;
+        uint32_t version;
+
+        memset(&in, 0, sizeof(in));
+        memcpy(&in, data, len < sizeof(in) ? len : sizeof(in));
+        version = le32toh(in.version);
+        if (len < WIRE_HEAD || le64toh(in.magic) != CTL_MAGIC)
+                return err_set(-EPROTO, "%s: %s is no djinnbench perf", w->s->phase, peer);
+        in.why[sizeof(in.why) - 1] = '\0';
+        if (version != CTL_VERSION && le32toh(in.kind) == PERF_REFUSED)
+                return err_set(-EPERM, "%s: the other end refuses: %s", peer, in.why);
+        if (version != CTL_VERSION || len != sizeof(in))
+                return err_set(-EPROTO,
+                               "%s: %s is another version of djinnbench perf: it speaks protocol %u, this end %d; use "
+                               "the same version at both ends",
+                               w->s->phase, peer, version, CTL_VERSION);
+        m->kind = le32toh(in.kind);
+        for (int i = 0; i < PF_COUNT; i++)
+                m->f[i] = le64toh(in.f[i]);
+        memcpy(m->why, in.why, sizeof(m->why));
+        memcpy(m->nonce, in.nonce, sizeof(m->nonce));
+        memcpy(m->proof, in.proof, sizeof(m->proof));
+        memcpy(m->key.bytes, in.key, sizeof(m->key.bytes));
+        memcpy(m->body, in.body, sizeof(m->body));
+        return m->kind == PERF_REFUSED ? err_set(-EPERM, "%s: the other end refuses: %s", peer, m->why) : 0;
+}
+
+uint32_t perf_ctl_version(void)
+{
+        return CTL_VERSION;
+}
+
+int perf_hear_any(struct perf_conn *c, struct perf_ctl *m)
+{
+        struct perf_worker *w = c->w;
+        struct tp_event ev = {.ep = c->ep};
+        int rc = next_message(c, &ev);
+
         if (rc < 0)
                 return rc;
-        rc = ctl_read(l, &ev, c);
-        perf_release(l, &ev);
-        if (rc < 0)
-                return rc;
-        if (c->kind == PERF_REFUSED)
-                return err_set(-EPERM, "%s: the other end refuses: %s", l->ep->peer, c->text);
-        if (c->kind != kind && !(kind == PERF_CASE && c->kind == PERF_BYE))
-                return err_set(-EPROTO, "%s: control message %d where %d was expected", l->phase, (int)c->kind,
-                               (int)kind);
-        return 0;
-}
-
-/* ---- agreement ---- */
-
-static const char *const config_names[PF_CONFIG] = {
-    [PF_TEST] = "test",           [PF_OP] = "--op",       [PF_SIZES] = "--sizes",     [PF_DEPTH] = "--depth",
-    [PF_DURATION] = "--duration", [PF_ITERS] = "--iters", [PF_REPEATS] = "--repeats", [PF_VERIFY] = "--verify",
-};
-
-static int refuse(struct perf_link *l, int code, const char *why)
-{
-        struct perf_ctl c = {.kind = PERF_REFUSED};
-
-        snprintf(c.text, sizeof(c.text), "%.159s", why);
-        perf_tell(l, &c);
-        return err_set(code, "refused %s: %.159s", l->ep->peer, c.text);
-}
-
-/* A value in the words of the command line; it may come from the other end and be anything. */
-static const char *config_text(int field, uint64_t value, char *buf, size_t len)
-{
-        if (field == PF_TEST && value < PERF_TESTS)
-                return perf_test_names[value];
-        if (field == PF_OP && value < PERF_OPS)
-                return perf_op_names[value];
-        if (field == PF_VERIFY)
-                return value ? "it" : "it not";
-        if (field == PF_DURATION)
-                snprintf(buf, len, "%g s", (double)value / 1e9);
-        else
-                snprintf(buf, len, "%llu", (unsigned long long)value);
-        return buf;
-}
-
-/* The listening end holds to what was on its own command line, and takes the driver's word for the rest. */
-static int check_config(struct perf_link *l, const struct perf_opts *o, const struct perf_ctl *hello)
-{
-        char why[160], here[32], there[32];
-
-        for (int i = 0; i < PF_CONFIG; i++) {
-                if (!(o->config_given & 1u << i) || o->config[i] == hello->f[i])
-                        continue;
-                if (i == PF_SIZES)
-                        snprintf(why, sizeof(why), "%s differs: both ends were given lists of their own",
-                                 config_names[i]);
-                else
-                        snprintf(why, sizeof(why), "%s differs: the listening end has %s, the connecting end %s",
-                                 config_names[i], config_text(i, o->config[i], here, sizeof(here)),
-                                 config_text(i, hello->f[i], there, sizeof(there)));
-                return refuse(l, -EPERM, why);
-        }
-        if (hello->f[PF_REGION] > PERF_REGION_MAX)
-                return refuse(l, -EPERM, "more memory is asked for than this end gives");
-        if (o->key.present != (hello->f[PF_SEED] != 0))
-                return refuse(l, -EPERM,
-                              o->key.present ? "this end wants a key (--key-file)"
-                                             : "this end has no key (--key-file)");
-        return 0;
-}
-
-static int link_memory(struct perf_link *l, uint64_t region, struct tp_key *key)
-{
-        int rc;
-
-        l->region = region;
-        if ((rc = tp_alloc(l->ep, region, &l->tx_mem)) < 0 || (rc = tp_alloc(l->ep, region, &l->rx_mem)) < 0 ||
-            (rc = tp_export_key(l->rx_mem, 0, region, key)) < 0)
-                return err_trail(rc, "while making memory for the measurement");
-        l->tx = l->tx_mem->region.addr;
-        l->rx = l->rx_mem->region.addr;
-        return 0;
-}
-
-static int link_import(struct perf_link *l, const struct tp_key *key)
-{
-        int rc = tp_import_key(l->ep, key, clock_ns() + PERF_STALL_NS, &l->remote);
-
-        if (rc == 0 && l->remote->len != l->region)
-                return err_set(-EPROTO, "%s: opened %llu bytes of memory where %llu were agreed on", l->ep->peer,
-                               (unsigned long long)l->remote->len, (unsigned long long)l->region);
+        if (ev.kind != TP_EV_MSG)
+                return err_set(-EPROTO, "%s: an immediate from %s where a control message was expected", w->s->phase,
+                               ev.ep->peer);
+        rc = perf_ctl_parse(w, c->ep->peer, ev.data, ev.len, m);
+        tp_release(ev.ep, ev.cookie);
         return rc;
 }
 
-static int link_begin(struct perf_link *l, struct tp_ep *ep)
+int perf_hear(struct perf_conn *c, enum perf_ctl_kind kind, struct perf_ctl *m)
 {
-        l->ep = ep;
-        l->phase = "agreeing on the measurement";
-        l->queue = malloc(QUEUE * sizeof(*l->queue));
-        if (!l->queue)
-                return err_set(-ENOMEM, "no memory for a connection");
-        tp_attr(ep, &l->attr);
-        return 0;
+        int rc = perf_hear_any(c, m);
+
+        if (rc == 0 && m->kind != kind)
+                return err_set(-EPROTO, "%s: control message %d from %s where %d was expected", c->w->s->phase,
+                               (int)m->kind, c->ep->peer, (int)kind);
+        return rc;
 }
 
-void perf_unlink(struct perf_link *l)
+int perf_refuse(struct perf_conn *c, int code, const char *why)
 {
-        if (l->ep)
-                tp_ep_close(l->ep);
-        free(l->queue);
-        l->ep = NULL;
-        l->queue = NULL;
+        struct perf_ctl *m = calloc(1, sizeof(*m));
+
+        if (!m)
+                return err_set(-ENOMEM, "no memory for control messages");
+        m->kind = PERF_REFUSED;
+        snprintf(m->why, sizeof(m->why), "%.159s", why);
+        perf_tell(c, m);
+        code = err_set(code, "refused %s: %s", c->ep->peer, m->why);
+        free(m);
+        return code;
 }
 
-static int driver_agree(struct perf_link *l, const struct perf_opts *o)
+/* ---- texts ---- */
+
+int perf_tell_text(struct perf_conn *c, const char *text)
 {
-        struct perf_ctl hello = {.kind = PERF_HELLO}, welcome, auth = {.kind = PERF_AUTH}, authed;
-        int rc;
+        static _Thread_local struct perf_ctl m;
+        size_t len = strlen(text) + 1, at = 0;
+        int rc = 0;
 
-        memcpy(hello.f, o->config, sizeof(o->config));
-        hello.f[PF_REGION] = perf_region_bytes(o);
-        hello.f[PF_SEED] = o->key.present;
-        nonce_random(hello.nonce);
-        if ((rc = perf_tell(l, &hello)) < 0 || (rc = perf_hear(l, PERF_WELCOME, false, &welcome)) < 0)
-                return rc;
-        if (o->key.present)
-                auth_prove(&o->key, AUTH_CLIENT, hello.nonce, welcome.nonce, auth.proof);
-        if ((rc = link_memory(l, hello.f[PF_REGION], &auth.key)) < 0 || (rc = perf_tell(l, &auth)) < 0 ||
-            (rc = perf_hear(l, PERF_AUTHED, false, &authed)) < 0)
-                return rc;
-        if (o->key.present && !auth_check(&o->key, AUTH_SERVER, hello.nonce, welcome.nonce, authed.proof))
-                return err_set(-EPERM, "%s: the other end does not hold the same key", l->ep->peer);
-        return link_import(l, &authed.key);
-}
-
-static int peer_agree(struct perf_link *l, const struct perf_opts *o)
-{
-        struct perf_ctl hello, welcome = {.kind = PERF_WELCOME}, auth, authed = {.kind = PERF_AUTHED};
-        int rc = perf_hear(l, PERF_HELLO, false, &hello);
-
-        if (rc < 0 || (rc = check_config(l, o, &hello)) < 0)
-                return rc;
-        nonce_random(welcome.nonce);
-        if ((rc = perf_tell(l, &welcome)) < 0 || (rc = perf_hear(l, PERF_AUTH, false, &auth)) < 0)
-                return rc;
-        if (o->key.present) {
-                if (!auth_check(&o->key, AUTH_CLIENT, hello.nonce, welcome.nonce, auth.proof))
-                        return refuse(l, -EPERM, "the keys differ");
-                auth_prove(&o->key, AUTH_SERVER, hello.nonce, welcome.nonce, authed.proof);
+        memset(&m, 0, sizeof(m));
+        m.kind = PERF_TEXT;
+        m.f[PF_TOTAL] = len;
+        for (; at < len && !rc; at += PERF_BODY) {
+                memcpy(m.body, text + at, len - at < PERF_BODY ? len - at : PERF_BODY);
+                rc = perf_tell(c, &m);
         }
-        if ((rc = link_memory(l, hello.f[PF_REGION], &authed.key)) < 0 || (rc = perf_tell(l, &authed)) < 0)
-                return rc;
-        return link_import(l, &auth.key);
+        return rc;
 }
 
-int perf_connect(struct perf_link *l, const struct perf_opts *o, const char *url)
+int perf_hear_text(struct perf_conn *c, char **text)
 {
-        uint64_t until = clock_ns() + (uint64_t)o->wait_s * NS_PER_S;
-        struct tp_ep *ep;
-        int rc;
+        static _Thread_local struct perf_ctl m;
+        uint64_t len = 1, at = 0;
+        int rc = 0;
 
-        for (;;) {
-                rc = tp_connect(l->ctx, url, clock_ns() + PERF_STALL_NS, &ep);
-                if (rc != -ECONNREFUSED || clock_ns() >= until || perf_stopped)
+        *text = calloc(1, PERF_TEXT_MAX);
+        if (!*text)
+                return err_set(-ENOMEM, "no memory for a text");
+        while (at < len && !rc) {
+                rc = perf_hear(c, PERF_TEXT, &m);
+                if (rc == 0 && (m.f[PF_TOTAL] == 0 || m.f[PF_TOTAL] > PERF_TEXT_MAX))
+                        rc = err_set(-EPROTO, "%s: %s sends a text that is too long", c->w->s->phase, c->ep->peer);
+                if (rc)
                         break;
-                clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = 20 * NS_PER_MS}, NULL);
+                len = m.f[PF_TOTAL];
+                memcpy(*text + at, m.body, len - at < PERF_BODY ? len - at : PERF_BODY);
+                at += PERF_BODY;
         }
-        if (rc < 0 || (rc = link_begin(l, ep)) < 0)
-                return rc;
-        return driver_agree(l, o);
-}
-
-int perf_accept(struct perf_link *l, const struct perf_opts *o, struct tp_listener *tl)
-{
-        struct tp_ep *ep;
-        int rc;
-
-        while ((rc = tp_accept(tl, &ep)) == -EAGAIN) {
-                struct tp_event ev;
-
-                rc = perf_stopped ? err_set(-EINTR, "ended by a signal while nobody had connected")
-                                  : tp_wait(l->ctx, &ev, 1, clock_ns() + 20 * NS_PER_MS);
-                if (rc < 0)
-                        return rc;
+        if (rc) {
+                free(*text);
+                *text = NULL;
+        } else {
+                (*text)[len - 1] = '\0';
         }
-        if (rc < 0 || (rc = link_begin(l, ep)) < 0)
-                return rc;
-        return peer_agree(l, o);
+        return rc;
 }

@@ -69,6 +69,7 @@ static int wait_copy(const struct mem_region *r, int rc, uint64_t ticket)
 int tpi_region_put(const struct mem_region *r, size_t off, const void *src, size_t len)
 {
         uint64_t ticket = 0;
+        int rc;
 
         if (len == 0)
                 return 0;
@@ -76,12 +77,14 @@ int tpi_region_put(const struct mem_region *r, size_t off, const void *src, size
                 memcpy((char *)r->addr + off, src, len);
                 return 0;
         }
-        return wait_copy(r, r->ops->put_async(r, off, src, len, &ticket), ticket);
+        rc = r->ops->put_async(r, off, src, len, &ticket);
+        return wait_copy(r, rc, ticket);
 }
 
 int tpi_region_get(const struct mem_region *r, size_t off, void *dst, size_t len)
 {
         uint64_t ticket = 0;
+        int rc;
 
         if (len == 0)
                 return 0;
@@ -89,7 +92,8 @@ int tpi_region_get(const struct mem_region *r, size_t off, void *dst, size_t len
                 memcpy(dst, (const char *)r->addr + off, len);
                 return 0;
         }
-        return wait_copy(r, r->ops->get_async(r, off, dst, len, &ticket), ticket);
+        rc = r->ops->get_async(r, off, dst, len, &ticket);
+        return wait_copy(r, rc, ticket);
 }
 
 int tpi_url_expect(const char *url, const char *scheme, struct tp_url *out)

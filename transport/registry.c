@@ -7,6 +7,7 @@
 
 #include "clock.h"
 #include "err.h"
+#include "raw_inside.h"
 #include "transport.h"
 
 #define SPIN_DEFAULT_NS (200 * NS_PER_US)
@@ -41,6 +42,14 @@ const struct tp_backend tp_backends[] = {
     {"fault", FAULT_OPS, "breaks another transport on purpose, for tests: fault+tcp://host:port?cut_after=N"},
     {NULL, NULL, NULL, NULL},
 };
+
+const struct raw_medium *const raw_media[] = {
+    &raw_shm_medium,
+    &raw_tcp_medium,
+    NULL,
+};
+
+const char *const tp_gpu_path_names[] = {"auto", "force:dmabuf", "force:peermem", "force:staged", NULL};
 
 const char *tp_unavailable(const struct tp_backend *b)
 {

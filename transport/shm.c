@@ -574,27 +574,42 @@ void shm_attend(struct shm_ctx *c)
         expire_halves(c, c->attended_ns);
 }
 
-/* A peer that sent something since the last look is alive: as long as all do, nobody makes a system call. */
+/* A peer that sent or released something since the last look is alive: as long as all do, nobody makes a system call. */
 static bool somebody_is_silent(struct shm_ctx *c)
 {
         bool silent = c->listeners != NULL;
 
         for (unsigned i = 0; i < c->n_eps; i++) {
                 struct shm_ep *e = c->eps[i];
+                uint64_t sign = e->rx_next + atomic_load_explicit(&e->peer->head, memory_order_relaxed);
 
-                silent |= e->rx_next == e->rx_mark;
-                e->rx_mark = e->rx_next;
+                silent |= sign == e->life_mark;
+                e->life_mark = sign;
         }
         return silent;
+}
+
+/* Something was sent or came since the last tick. */
+static bool is_busy(struct shm_ctx *c)
+{
+        bool busy = false;
+
+        for (unsigned i = 0; i < c->n_eps; i++) {
+                struct shm_ep *e = c->eps[i];
+                uint64_t sum = e->rx_next + e->tx_next;
+
+                busy |= sum != e->tick_mark;
+                e->tick_mark = sum;
+        }
+        return busy;
 }
 
 void shm_tick(struct shm_ctx *c)
 {
         uint64_t now = clock_ns(), every;
 
-        if (c->events > 0)
+        if (is_busy(c))
                 c->event_ns = now;
-        c->events = 0;
         every = now - c->event_ns < IDLE_AFTER_NS ? BUSY_LOOK_NS : IDLE_LOOK_NS;
         if (!c->attention) {
                 if (now - c->attended_ns < every)
@@ -1086,8 +1101,9 @@ static int shm_alloc(struct tp_ep *ep, size_t len, struct tp_mem **out)
 
 static int shm_reg(struct tp_ep *ep, const struct mem_region *region, struct tp_mem **out)
 {
-        struct shm_mem *m = mem_new(shm_ep_of(ep));
+        struct shm_mem *m;
 
+        m = mem_new(shm_ep_of(ep));
         if (!m)
                 return err_trail(-ENOMEM, "registering %zu bytes", region->len);
         m->base.region = *region;

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 
+#include "clock.h"
 #include "err.h"
 
 #define LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -536,9 +537,10 @@ int shm_poll(struct tp_ctx *ctx, struct tp_event *ev, int max)
         }
         c->first = at; /* nobody is always last when max is small */
         if (n > 0) {
-                c->events++;
                 if (UNLIKELY(c->armed))
                         shm_disarm(ctx);
+        } else if (n_eps == 1) {
+                cpu_relax(); /* fewer looks at the slot leave its line to the side that wants to fill it */
         }
         return n;
 }

@@ -191,7 +191,7 @@ struct shm_ep {
         unsigned side;
         struct shm_watch watch;
         uint64_t secret;
-        uint64_t rx_mark; /* rx_next when the sockets were last looked at */
+        uint64_t life_mark, tick_mark; /* what the peer had done at the last look; what both had at the last tick */
         int kill_status;
         char why[160];
         struct shm_mem *mine[SHM_REGIONS];
@@ -209,10 +209,11 @@ struct shm_ctx {
         struct tp_ctx base;
         struct shm_ep **eps;
         unsigned n_eps, cap_eps, first;
-        unsigned polls, events; /* events: since the last tick */
-        bool attention;         /* look at the sockets at the next poll */
+        unsigned polls;
+        bool attention; /* look at the sockets at the next poll */
         bool armed;
-        uint64_t attended_ns, event_ns; /* when the sockets were last looked at; when something last came, roughly */
+        uint64_t attended_ns,
+            event_ns; /* when the sockets were last looked at; when something last happened, roughly */
         int epfd;
         bool membarrier;
         struct shm_listener *listeners;

@@ -30,6 +30,7 @@
 #include "inside.h"
 #include "log.h"
 #include "tcp_private.h"
+#include "tcp_socket.h"
 
 #define TCP_VERSION       1
 #define TCP_HALF_MAX      64u
@@ -37,7 +38,6 @@
 #define TCP_GREETING_NS   (5 * NS_PER_S)
 #define TCP_CLOSE_WAIT_MS 20
 #define TCP_BACKLOG       256
-#define TCP_SOCKBUF       (4 << 20)   /* asked for only where the host allows it: see tune */
 #define TCP_PEER_MSG_MAX  (16u << 20) /* what a peer may claim to take */
 
 static const char greeting_magic[8] = "djinnTCP";
@@ -188,38 +188,6 @@ static void tcp_close(struct tp_ctx *base)
 
 /* ---- sockets ---- */
 
-static bool host_allows(const char *limit_file, long bytes)
-{
-        FILE *f = fopen(limit_file, "re");
-        long limit = 0;
-
-        if (!f)
-                return false;
-        if (fscanf(f, "%ld", &limit) != 1)
-                limit = 0;
-        fclose(f);
-        return limit >= bytes;
-}
-
-/*
- * Setting a buffer's size ends the kernel's own tuning of it, so it is set only where the host's limit lets it become
- * large at once; elsewhere the kernel grows it as the transfer goes on.
- */
-static void tune(int fd)
-{
-        const int one = 1, size = TCP_SOCKBUF, idle_s = 2, interval_s = 1, probes = 3;
-
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
-        if (host_allows("/proc/sys/net/core/wmem_max", size))
-                setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-        if (host_allows("/proc/sys/net/core/rmem_max", size))
-                setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-}
-
 static int resolve(const char *url, bool passive, struct tp_url *u, struct addrinfo **out)
 {
         struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
@@ -301,9 +269,10 @@ static void rx_init(struct tcp_ep *ep)
 /* Takes fd over, also when it fails. */
 static int ep_make(struct tp_ctx *ctx, int fd, uint64_t session, const struct greeting *peer, struct tcp_ep **out)
 {
-        struct tcp_ep *ep = calloc(1, sizeof(*ep));
+        struct tcp_ep *ep = aligned_alloc(CACHE_LINE, ALIGN_UP(sizeof(*ep), (size_t)CACHE_LINE));
 
         if (ep) {
+                memset(ep, 0, sizeof(*ep));
                 ep->tx.item = calloc(TCP_TX_RING, sizeof(*ep->tx.item));
                 ep->pool = mmap(NULL, (size_t)TCP_CHUNKS * TCP_CHUNK, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -325,6 +294,7 @@ static int ep_make(struct tp_ctx *ctx, int fd, uint64_t session, const struct gr
         ep->base.ops = &tp_tcp_ops;
         ep->base.ctx = ctx;
         peer_url(fd, ep->base.peer);
+        tcp_socket_connected(fd);
         rx_init(ep);
         *out = ep;
         return 0;
@@ -439,7 +409,7 @@ static int listen_on(const struct addrinfo *ai)
         if (fd < 0)
                 return -errno;
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-        tune(fd); /* what is accepted inherits it, and the window's scale is fixed during the kernel's handshake */
+        tcp_socket_tune(fd); /* what is accepted inherits it */
         if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, TCP_BACKLOG) < 0) {
                 int rc = -errno;
 
@@ -627,7 +597,7 @@ static void listener_progress(struct tcp_listener *l)
                 fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
                 if (fd < 0)
                         return;
-                tune(fd);
+                tcp_socket_tune(fd);
                 half_begin(l, fd);
         }
 }
@@ -727,7 +697,7 @@ static int connect_to(struct tcp_ctx *c, const struct addrinfo *ai, uint64_t dea
 
         if (fd < 0)
                 return -errno;
-        tune(fd);
+        tcp_socket_tune(fd);
         if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0 && errno != EINPROGRESS)
                 rc = -errno;
         if (!rc)
@@ -827,6 +797,7 @@ static void tcp_attr(const struct tp_ep *base, struct tp_attr *out)
             .expected_bytes_per_s = 2.5e9,
             .tx_depth = TCP_TX_DEPTH,
         };
+        tcp_socket_describe(ep->fd, out);
 }
 
 /* ---- memory ---- */

@@ -1,12 +1,13 @@
 /*
- * tcp, the hot path. No allocation, no lock, no log; a message costs one sendmsg where it is posted and one recv where
- * it is delivered.
+ * tcp, the hot path. No allocation, no lock, no log; a message costs one send where it is posted and one recv where it is
+ * delivered.
  *
  * Order: one stream carries everything, and what a frame carries is in place before the next frame is looked at, so
  * that a message behind a write is delivered only when the bytes are there.
  *
- * Copies: a message stays where recv put it (a loan); a bulk frame is received into its target, but for what came along
- * with its header, which is kept small (see rx_fill) and counted in bytes_copied.
+ * Copies: a short post is copied behind its header, for the kernel takes one piece faster than two; longer ones go from
+ * where they lie. At the receiver a message stays where recv put it (a loan); a bulk frame is received into its target,
+ * but for what came along with its header, which is kept small (see rx_fill). Both are counted in bytes_copied.
  */
 #include <errno.h>
 #include <limits.h>
@@ -185,6 +186,11 @@ static void tx_advance(struct tcp_tx *tx, uint64_t sent)
         }
 }
 
+static bool send_would_block(void)
+{
+        return errno == EAGAIN || errno == EINTR || errno == ENOBUFS;
+}
+
 void tcp_flush(struct tcp_ep *ep)
 {
         struct tcp_tx *tx = &ep->tx;
@@ -199,7 +205,7 @@ void tcp_flush(struct tcp_ep *ep)
                 if (m.msg_iovlen)
                         n = sendmsg(ep->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
                 if (UNLIKELY(n < 0)) {
-                        if (errno == EAGAIN || errno == EINTR || errno == ENOBUFS)
+                        if (send_would_block())
                                 tx->full = true;
                         else
                                 tx->dead = -errno; /* what the peer sent before it died is read first: see ep_eof */
@@ -210,8 +216,67 @@ void tcp_flush(struct tcp_ep *ep)
         }
 }
 
+static struct tcp_tx_item *push_post(struct tcp_ep *ep, const struct softrma_frame *f, const void *src, uint64_t cookie)
+{
+        struct tcp_tx_item *it = tx_push(ep, f, src);
+
+        it->user = true;
+        it->cookie = cookie;
+        ep->tx.users++;
+        return it;
+}
+
+/* The kernel took only the beginning of a small post: the rest is queued like that of any other. */
+static __attribute__((cold, noinline)) int post_rest(struct tcp_ep *ep, const struct softrma_frame *f, const void *src,
+                                                     uint64_t cookie, size_t sent)
+{
+        struct tcp_tx_item *it = push_post(ep, f, src, cookie);
+
+        ep->tx.tried++;
+        tx_try(ep, it);
+        it->sent = sent;
+        ep->tx.full = true;
+        ep_busy(ep);
+        return TP_POSTED;
+}
+
+/*
+ * Nothing is queued and the payload is short: one send of one piece. Walking a vector of pieces costs the kernel more
+ * than copying the payload behind its header costs us. TP_COMPLETE, TP_POSTED, -ENOTCONN; -EAGAIN: the kernel takes
+ * nothing now, so it is to be queued.
+ */
+static inline int post_small(struct tcp_ep *ep, const struct softrma_frame *f, const void *src, size_t len,
+                             uint64_t cookie)
+{
+        struct tcp_tx *tx = &ep->tx;
+        size_t head = softrma_pack(f, ep->small + SOFTRMA_ALIGN), total = tx->pad_owed + head + len;
+        ssize_t n;
+
+        if (len) {
+                memcpy(ep->small + SOFTRMA_ALIGN + head, src, len);
+                ep->base.n.bytes_copied += len;
+        }
+        n = send(ep->fd, ep->small + SOFTRMA_ALIGN - tx->pad_owed, total, MSG_NOSIGNAL);
+        if (LIKELY(n == (ssize_t)total)) {
+                ep->base.n.header_bytes_tx += tx->pad_owed + head;
+                tx->pad_owed = softrma_pad(len);
+                if (UNLIKELY(tx->told != tx->done))
+                        ep_busy(ep);
+                return TP_COMPLETE;
+        }
+        if (n > 0)
+                return post_rest(ep, f, src, cookie, (size_t)n);
+        if (send_would_block()) {
+                tx->full = true;
+                return -EAGAIN;
+        }
+        tx->dead = -errno;
+        return not_connected(ep);
+}
+
 static int post(struct tcp_ep *ep, const struct softrma_frame *f, const void *src, unsigned flags, uint64_t cookie)
 {
+        uint64_t len = softrma_payload_bytes(f);
         struct tcp_tx *tx = &ep->tx;
         struct tcp_tx_item *it;
 
@@ -221,10 +286,13 @@ static int post(struct tcp_ep *ep, const struct softrma_frame *f, const void *sr
                 ep->base.n.eagain++;
                 return -EAGAIN;
         }
-        it = tx_push(ep, f, src);
-        it->user = true;
-        it->cookie = cookie;
-        tx->users++;
+        if (LIKELY(len <= TCP_SMALL && tx->done == tx->tail && !tx->full && !(flags & TP_MORE))) {
+                int rc = post_small(ep, f, src, len, cookie);
+
+                if (LIKELY(rc != -EAGAIN))
+                        return rc;
+        }
+        it = push_post(ep, f, src, cookie);
         if (!(flags & TP_MORE))
                 tcp_flush(ep);
         if (LIKELY(tx->done == tx->tail)) { /* all of it is with the kernel: no event needed */

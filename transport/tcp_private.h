@@ -16,6 +16,7 @@
 #define TCP_LEAN_BYTES 512u         /* read-ahead while bulk frames are coming: see rx_fill */
 #define TCP_LEAN_FROM  4096u        /* bulk frames from this size on switch to it ... */
 #define TCP_LEAN_SPAN  16u          /* ... for so many frames */
+#define TCP_SMALL      1024u        /* payloads up to this are copied behind their header: see post_small */
 #define TCP_NO_CHUNK   UINT32_MAX
 #define TCP_TOUCH      16384u /* of the pool, touched when the endpoint is made */
 
@@ -126,6 +127,7 @@ struct tcp_ep {
         uint8_t *pool;
         char why[256];
         struct tp_ep base;
+        _Alignas(CACHE_LINE) uint8_t small[SOFTRMA_ALIGN + SOFTRMA_HEAD_MAX + TCP_SMALL]; /* zeros, header, payload */
 };
 
 struct tcp_ctx {

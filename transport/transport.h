@@ -47,52 +47,52 @@
 #include "check.h"
 #include "mem_region.h"
 
-#define TP_POSTED   0
-#define TP_COMPLETE 1
-#define TP_MORE     1u          /* flag of a post */
-#define TP_MSG_MAX_LEAST 4096u  /* every backend takes messages of at least this many bytes */
-#define TP_URL_MAX  256
+#define TP_POSTED        0
+#define TP_COMPLETE      1
+#define TP_MORE          1u    /* flag of a post */
+#define TP_MSG_MAX_LEAST 4096u /* every backend takes messages of at least this many bytes */
+#define TP_URL_MAX       256
 
 struct tp_ops;
 
-struct tp_counters {            /* monotonic, written by the owning thread only */
+struct tp_counters { /* monotonic, written by the owning thread only */
         uint64_t msgs_tx, msgs_rx;
-        uint64_t msg_bytes_tx, msg_bytes_rx;    /* as given to tp_send and as delivered */
-        uint64_t bulk_bytes_tx;                 /* written to the peer by us */
-        uint64_t bulk_bytes_rx;                 /* read from the peer by us, plus written to us where the medium tells */
-        uint64_t bulk_ops;                      /* writes and reads posted by us */
+        uint64_t msg_bytes_tx, msg_bytes_rx; /* as given to tp_send and as delivered */
+        uint64_t bulk_bytes_tx;              /* written to the peer by us */
+        uint64_t bulk_bytes_rx;              /* read from the peer by us, plus written to us where the medium tells */
+        uint64_t bulk_ops;                   /* writes and reads posted by us */
         uint64_t header_bytes_tx, header_bytes_rx; /* this backend's own framing; 0 where there is none */
-        uint64_t bytes_copied;                  /* by this program, beyond the transfer that the medium is */
-        uint64_t eagain, retries, naps;         /* posts refused; retransmissions; times that waiting slept */
+        uint64_t bytes_copied;                     /* by this program, beyond the transfer that the medium is */
+        uint64_t eagain, retries, naps;            /* posts refused; retransmissions; times that waiting slept */
 };
 
 struct tp_ctx {
         const struct tp_ops *ops;
-        uint64_t spin_ns;       /* set by tp_open for tp_wait */
+        uint64_t spin_ns; /* set by tp_open for tp_wait */
 };
 
 struct tp_listener {
         const struct tp_ops *ops;
         struct tp_ctx *ctx;
-        char url[TP_URL_MAX];   /* as one may connect to it: a port of 0 has become the real one */
+        char url[TP_URL_MAX]; /* as one may connect to it: a port of 0 has become the real one */
 };
 
 struct tp_ep {
         const struct tp_ops *ops;
         struct tp_ctx *ctx;
-        void *user;             /* the caller's; the transport never looks */
+        void *user; /* the caller's; the transport never looks */
         struct tp_counters n;
-        char peer[TP_URL_MAX];  /* for messages: "tcp://127.0.0.1:5556" */
+        char peer[TP_URL_MAX]; /* for messages: "tcp://127.0.0.1:5556" */
 };
 
-struct tp_mem {                 /* memory of ours that the endpoint can use */
+struct tp_mem { /* memory of ours that the endpoint can use */
         struct tp_ep *ep;
         struct mem_region region;
-        const char *path;       /* "host", "copy", "dmabuf", ... (SPEC 8) */
-        char why[160];          /* why each better path was refused; "" when path is the best */
+        const char *path; /* "host", "copy", "dmabuf", ... (SPEC 8) */
+        char why[160];    /* why each better path was refused; "" when path is the best */
 };
 
-struct tp_rmem {                /* memory of the peer's, imported from a key */
+struct tp_rmem { /* memory of the peer's, imported from a key */
         struct tp_ep *ep;
         uint64_t len;
 };
@@ -107,28 +107,47 @@ enum tp_event_kind { TP_EV_MSG, TP_EV_IMM, TP_EV_DONE, TP_EV_DOWN };
 
 struct tp_event {
         enum tp_event_kind kind;
-        int status;             /* DONE, DOWN: 0 or -errno */
+        int status; /* DONE, DOWN: 0 or -errno */
         struct tp_ep *ep;
-        const void *data;       /* MSG: the loan */
-        size_t len;             /* MSG, IMM: bytes */
-        uint64_t cookie;        /* DONE: the post's; MSG: the loan to release */
-        uint32_t imm;           /* IMM */
+        const void *data; /* MSG: the loan */
+        size_t len;       /* MSG, IMM: bytes */
+        uint64_t cookie;  /* DONE: the post's; MSG: the loan to release */
+        uint32_t imm;     /* IMM */
 };
 
 struct tp_attr {
-        const char *name;       /* "shm" */
-        size_t msg_max;         /* bytes in one message */
-        size_t rdma_max;        /* bytes in one bulk post that go as one; larger ones are chunked inside */
-        bool one_sided;         /* bulk needs no help of the peer's processor */
-        bool emulated;          /* virtual device: rows are labelled */
-        int driver_copies;      /* copies below this program, both sides together; -1 unknown */
+        const char *name;  /* "shm" */
+        size_t msg_max;    /* bytes in one message */
+        size_t rdma_max;   /* bytes in one bulk post that go as one; larger ones are chunked inside */
+        bool one_sided;    /* bulk needs no help of the peer's processor */
+        bool emulated;     /* virtual device: rows are labelled */
+        int driver_copies; /* copies below this program, both sides together; -1 unknown */
         double expected_latency_ns, expected_bytes_per_s; /* rough, for plans before anything was measured */
-        uint32_t tx_depth;      /* posts that can be outstanding */
+        uint32_t tx_depth;                                /* posts that can be outstanding */
+        /* The device below, where the medium has one and it can be told; else "", -1 and 0. */
+        char device[64];        /* verbs: "mlx5_0/1" (device/port) */
+        char netdev[32];        /* kernel's name of the network interface: "eth0" */
+        int numa;               /* node that the device hangs on */
+        double link_bits_per_s; /* one direction */
+        uint32_t mtu;           /* bytes of payload in one packet of the path */
+        char detail[160];       /* for reports: "RC, 1 QP, GID 1 10.0.0.1 (RoCE v2), inline 220, ibv_wr" */
 };
 
+/* How device memory is to be registered. A path that was forced is used or the registration fails, with the reason. */
+enum tp_gpu_path {
+        TP_GPU_AUTO, /* the best that works: dmabuf, peermem, staged */
+        TP_GPU_DMABUF,
+        TP_GPU_PEERMEM,
+        TP_GPU_STAGED,
+        TP_GPU_PATHS
+};
+
+extern const char *const tp_gpu_path_names[]; /* "auto", "force:dmabuf", ...; NULL-terminated, as the enum */
+
 struct tp_open_opts {
-        bool sleepy;            /* tp_wait may sleep at once instead of polling first */
-        uint64_t spin_ns;       /* how long tp_wait polls before it sleeps; 0: the default, 200 µs */
+        bool sleepy;      /* tp_wait may sleep at once instead of polling first */
+        uint64_t spin_ns; /* how long tp_wait polls before it sleeps; 0: the default, 200 µs */
+        enum tp_gpu_path gpu_path;
 };
 
 /* ---- set-up: may block until the deadline, allocate, log ---- */
@@ -154,7 +173,7 @@ void tp_attr(const struct tp_ep *ep, struct tp_attr *out);
 int tp_alloc(struct tp_ep *ep, size_t len, struct tp_mem **out);
 /* Foreign memory by passport. The medium that cannot map it works by copy and says so in path and why. */
 int tp_reg(struct tp_ep *ep, const struct mem_region *region, struct tp_mem **out);
-void tp_free(struct tp_mem *mem);       /* ends alloc or reg; every key of it dies now */
+void tp_free(struct tp_mem *mem); /* ends alloc or reg; every key of it dies now */
 /* A key for [off, off+len) of mem; each call makes a new key. */
 int tp_export_key(struct tp_mem *mem, size_t off, size_t len, struct tp_key *out);
 /* deadline: some media wait for a descriptor that travels beside the key. -EACCES: not a key of this peer's. */
@@ -245,8 +264,9 @@ static inline void tp_release(struct tp_ep *ep, uint64_t loan)
 }
 
 /*
- * One-sided. [src, src+len) lies inside mem (a NULL mem is allowed where the medium reads plain memory: loop, shm and
- * tcp take NULL for host memory; rdma refuses with -EINVAL). [roff, roff+len) lies inside rmem, else -ERANGE.
+ * One-sided. [src, src+len) lies inside mem. A NULL mem stands for ordinary host memory: loop, shm and tcp read it where
+ * it is; a medium that reaches registered memory only (rdma) copies through a registered buffer of its own and counts
+ * the bytes. A read into a NULL mem likewise. [roff, roff+len) lies inside rmem, else -ERANGE.
  */
 static inline int tp_write(struct tp_ep *ep, struct tp_mem *mem, const void *src, size_t len, struct tp_rmem *rmem,
                            uint64_t roff, unsigned flags, uint64_t cookie)
@@ -277,12 +297,12 @@ static inline int tp_cancel(struct tp_ep *ep, uint64_t cookie)
 
 struct tp_backend {
         const char *scheme;
-        const struct tp_ops *ops;       /* NULL: not built */
-        const char *reason;             /* why not built, with what would mend it; NULL when built */
-        const char *what;               /* one line for `list` */
+        const struct tp_ops *ops; /* NULL: not built */
+        const char *reason;       /* why not built, with what would mend it; NULL when built */
+        const char *what;         /* one line for `list` */
 };
 
-extern const struct tp_backend tp_backends[];   /* ends with scheme NULL; best first where none is named */
+extern const struct tp_backend tp_backends[]; /* ends with scheme NULL; best first where none is named */
 /* NULL: usable; else the reason. */
 const char *tp_unavailable(const struct tp_backend *b);
 
@@ -290,10 +310,10 @@ const char *tp_unavailable(const struct tp_backend *b);
 
 struct tp_url {
         char scheme[16];
-        char host[128];         /* or the name of shm:// and loop:// */
-        char port[8];           /* "" when absent */
-        char query[96];         /* "a=1&b=2" */
-        bool loopback;          /* the peer can only be on this host (shm, loop, 127/8, ::1, localhost) */
+        char host[128]; /* or the name of shm:// and loop:// */
+        char port[8];   /* "" when absent */
+        char query[96]; /* "a=1&b=2" */
+        bool loopback;  /* the peer can only be on this host (shm, loop, 127/8, ::1, localhost) */
 };
 
 /* A bare host:port means tcp. [v6]:port. -EINVAL with a sentence. */

@@ -292,7 +292,9 @@ class Signals(unittest.TestCase):
                         with open(path, encoding="utf-8") as f:
                             doc = json.load(f)
                         self.assertTrue(doc["interrupted"])
-                        self.assertEqual(doc["results"], [])
+                        # what an exchange measured is good as it is; a stream has to be confirmed
+                        self.assertIn(len(doc["results"]), (0, 1) if test == "lat" else (0,))
+                        self.assertTrue(all(r["iterations"] > 0 for r in doc["results"]))
                         if transport == "shm":
                             self.assertEqual(self.sockets(folder), [])
 

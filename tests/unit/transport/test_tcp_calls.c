@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <errno.h>
+#include <stdbool.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -20,17 +22,33 @@
 #define ROUNDS  1000
 
 static struct {
-        unsigned sent, received, epoll;
+        unsigned sent, sent_whole, received, epoll; /* sent_whole: as one piece */
+        bool refuse_send;                           /* as a full socket does */
+        size_t send_most;                           /* bytes of one piece that the kernel takes; 0: all */
 } calls;
 
+ssize_t __real_send(int fd, const void *buf, size_t len, int flags);
 ssize_t __real_sendmsg(int fd, const struct msghdr *m, int flags);
 ssize_t __real_recv(int fd, void *buf, size_t len, int flags);
 ssize_t __real_readv(int fd, const struct iovec *iov, int n);
 int __real_epoll_wait(int fd, struct epoll_event *ev, int max, int timeout);
+ssize_t __wrap_send(int fd, const void *buf, size_t len, int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags);
 ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags);
 ssize_t __wrap_readv(int fd, const struct iovec *iov, int n);
 int __wrap_epoll_wait(int fd, struct epoll_event *ev, int max, int timeout);
+
+ssize_t __wrap_send(int fd, const void *buf, size_t len, int flags)
+{
+        if (calls.refuse_send) {
+                errno = EAGAIN;
+                return -1;
+        }
+        calls.sent++;
+        calls.sent_whole++;
+        len = calls.send_most && len > calls.send_most ? calls.send_most : len;
+        return __real_send(fd, buf, len, flags);
+}
 
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *m, int flags)
 {
@@ -109,7 +127,9 @@ static void pass(struct tp_ep *from, struct tp_ep *to, size_t len)
 
 static void a_message_is_one_call_each_way(void **state)
 {
-        static const size_t sizes[] = {0, 1, 64, 300, 4096};
+        static const size_t sizes[] = {0, 1, 64, 300, 1024, 1025, 4096};
+
+        uint64_t copied = 0;
 
         for (size_t s = 0; s < ARRAY_LEN(sizes); s++) {
                 memset(&calls, 0, sizeof(calls));
@@ -118,10 +138,47 @@ static void a_message_is_one_call_each_way(void **state)
                         pass(server, client, sizes[s]);
                 }
                 assert_int_equal(calls.sent, 2 * ROUNDS);
+                assert_int_equal(calls.sent_whole, sizes[s] <= 1024 ? 2 * ROUNDS : 0);
                 assert_int_equal(calls.received, 2 * ROUNDS);
                 assert_int_equal(calls.epoll, 0);
+                copied += sizes[s] <= 1024 ? 2 * ROUNDS * sizes[s] : 0;
+                assert_int_equal(client->n.bytes_copied + server->n.bytes_copied, copied);
         }
-        assert_int_equal(client->n.bytes_copied + server->n.bytes_copied, 0);
+}
+
+/* A short message of which the kernel takes nothing, or only the beginning, arrives as it was all the same. */
+static void what_the_kernel_refuses_is_queued(void **state)
+{
+        char buf[700];
+
+        for (size_t most = 0; most < 740; most++) {
+                struct tp_event ev;
+                int rc;
+
+                memset(buf, (int)most, sizeof(buf));
+                memset(&calls, 0, sizeof(calls));
+                calls.refuse_send = most == 0;
+                calls.send_most = most;
+                rc = tp_send(client, buf, sizeof(buf) - most % 8, 0, most);
+                assert_in_range(rc, TP_POSTED, TP_COMPLETE);
+                for (bool done = rc == TP_COMPLETE, message = false; !done || !message;) {
+                        ev = next();
+                        if (ev.kind == TP_EV_DONE) {
+                                assert_int_equal(ev.cookie, most);
+                                assert_int_equal(ev.status, 0);
+                                done = true;
+                                continue;
+                        }
+                        assert_int_equal(ev.kind, TP_EV_MSG);
+                        assert_int_equal(ev.len, sizeof(buf) - most % 8);
+                        assert_int_equal((uintptr_t)ev.data % 8, 0);
+                        assert_memory_equal(ev.data, buf, ev.len);
+                        tp_release(server, ev.cookie);
+                        message = true;
+                }
+                memset(&calls, 0, sizeof(calls));
+                pass(client, server, 64);
+        }
 }
 
 static struct tp_rmem *open_to_client(size_t len, struct tp_mem **mem)
@@ -196,7 +253,7 @@ static void bulk_goes_straight_to_its_target(void **state)
         }
         assert_true(copied <= 256 << 10);
         assert_true(server->n.bytes_copied - copied <= (TIMES - 1) * 1024);
-        assert_int_equal(client->n.bytes_copied, 0);
+        assert_true(client->n.bytes_copied <= TIMES * 4); /* the messages */
         assert_int_equal(server->n.bulk_bytes_rx, (uint64_t)TIMES * LEN);
 }
 
@@ -204,6 +261,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test_setup_teardown(a_message_is_one_call_each_way, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(what_the_kernel_refuses_is_queued, set_up, tear_down),
             cmocka_unit_test_setup_teardown(a_write_and_its_message_are_one_call, set_up, tear_down),
             cmocka_unit_test_setup_teardown(bulk_goes_straight_to_its_target, set_up, tear_down),
         };
