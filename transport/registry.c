@@ -12,7 +12,7 @@
 
 #define SPIN_DEFAULT_NS (200 * NS_PER_US)
 
-extern const struct tp_ops tp_loop_ops, tp_null_ops, tp_fault_ops, tp_shm_ops, tp_tcp_ops;
+extern const struct tp_ops tp_loop_ops, tp_null_ops, tp_fault_ops, tp_shm_ops, tp_tcp_ops, tp_rdma_ops;
 
 #ifdef HAVE_SHM
 #define SHM_OPS &tp_shm_ops, NULL
@@ -24,6 +24,11 @@ extern const struct tp_ops tp_loop_ops, tp_null_ops, tp_fault_ops, tp_shm_ops, t
 #else
 #define TCP_OPS NULL, "not part of this build: needs Linux sockets with epoll"
 #endif
+#ifdef HAVE_RDMA
+#define RDMA_OPS &tp_rdma_ops, NULL
+#else
+#define RDMA_OPS NULL, "not part of this build: needs libibverbs and librdmacm (Debian: libibverbs-dev librdmacm-dev)"
+#endif
 #ifdef HAVE_FAULT
 #define FAULT_OPS &tp_fault_ops, NULL
 #else
@@ -32,8 +37,7 @@ extern const struct tp_ops tp_loop_ops, tp_null_ops, tp_fault_ops, tp_shm_ops, t
 
 const struct tp_backend tp_backends[] = {
     {"shm", SHM_OPS, "shared memory between processes of one host: shm://name"},
-    {"rdma", NULL, "not part of this build: this version has no RDMA verbs transport yet",
-     "RDMA verbs (reliable connection): rdma://host:port"},
+    {"rdma", RDMA_OPS, "RDMA verbs (reliable connection): rdma://host:port"},
     {"dpdk", NULL, "not part of this build: this version has no DPDK transport yet",
      "poll-mode network driver: dpdk://ip:udp-port"},
     {"tcp", TCP_OPS, "kernel sockets: tcp://host:port"},
@@ -46,6 +50,9 @@ const struct tp_backend tp_backends[] = {
 const struct raw_medium *const raw_media[] = {
     &raw_shm_medium,
     &raw_tcp_medium,
+#ifdef HAVE_RDMA
+    &raw_verbs_medium,
+#endif
     NULL,
 };
 

@@ -105,7 +105,8 @@ struct tcase {
         unsigned flags;
 };
 
-extern const struct tcase message_cases[], bulk_cases[], life_cases[]; /* each ends with name NULL */
+extern const struct tcase message_cases[], bulk_cases[], life_cases[], device_cases[],
+    thousand_cases[]; /* each ends with name NULL */
 
 /* ---- sides ---- */
 void side_open(struct side *s);

@@ -11,13 +11,17 @@ static const struct backend backends[] = {
     {"loop", "loop://conform-%d", false, false},
     {"shm", "shm://conform-%d", true, false},
     {"tcp", "tcp://127.0.0.1:0", true, false},
+    {"rdma", "rdma://127.0.0.1:0", true, false},
+    {"rdma4", "rdma://127.0.0.1:0?qps=4", true, false},
+    {"rdma+cm", "rdma://%s:0?cm=1", true, false},
     {"null", "null://", false, true},
     {"fault+loop", "fault+loop://conform-%d?eagain=20&delay_us=20&seed=7", false, false},
     {"fault+shm", "fault+shm://conform-%d?eagain=20&delay_us=20&seed=8", true, false},
     {"fault+tcp", "fault+tcp://127.0.0.1:0?eagain=20&delay_us=20&seed=9", true, false},
+    {"fault+rdma", "fault+rdma://127.0.0.1:0?eagain=20&delay_us=20&seed=10", true, false},
 };
 
-static const struct tcase *const groups[] = {message_cases, bulk_cases, life_cases};
+static const struct tcase *const groups[] = {message_cases, bulk_cases, life_cases, device_cases};
 
 static const struct backend *find_backend(const char *name)
 {
@@ -36,11 +40,24 @@ static const struct tcase *find_case(const char *name)
         return NULL;
 }
 
+/* Asked before there are two sides: one that skips by itself looks to the other like one that died. */
+static const char *unavailable(const struct backend *b)
+{
+        const char *scheme = strncmp(b->url, "fault+", 6) ? b->url : b->url + 6;
+
+        for (const struct tp_backend *t = tp_backends; t->scheme; t++)
+                if (strlen(t->scheme) == strcspn(scheme, ":") && !strncmp(t->scheme, scheme, strlen(t->scheme)))
+                        return tp_unavailable(t);
+        return NULL;
+}
+
 /* Why this case says nothing about this backend, or NULL. */
 static const char *not_for(const struct backend *b, const struct tcase *c)
 {
         bool fault = !strncmp(b->name, "fault+", 6);
 
+        if (strstr(b->url, "%s") && !getenv("DJINN_RDMA_HOST"))
+                return "DJINN_RDMA_HOST names no address of an RDMA device's network interface";
         if (b->one_sided_only != !!(c->flags & ONLY_NULL))
                 return b->one_sided_only ? "nothing arrives over null" : "a case for null only";
         if ((c->flags & PROCESSES) && !b->processes)
@@ -49,7 +66,7 @@ static const char *not_for(const struct backend *b, const struct tcase *c)
                 return "a case for the fault wrapper only";
         if ((c->flags & NOT_FAULT) && fault)
                 return "the wrapper's delays are no property of the backend";
-        if ((c->flags & ONLY_PORTS) && !strstr(b->name, "tcp"))
+        if ((c->flags & ONLY_PORTS) && !strstr(b->url, ":0"))
                 return "this backend's addresses have no port";
         return NULL;
 }
@@ -60,13 +77,26 @@ struct run {
         int oob[2];
 };
 
+/* %d becomes the process id, %s the address of an RDMA device's network interface. */
+static void make_url(char out[TP_URL_MAX], const char *pattern, int pid)
+{
+        const char *host = getenv("DJINN_RDMA_HOST"), *at = strchr(pattern, '%');
+
+        if (!at)
+                strcpy(out, pattern);
+        else if (at[1] == 's')
+                snprintf(out, TP_URL_MAX, "%.*s%s%s", (int)(at - pattern), pattern, host, at + 2);
+        else
+                snprintf(out, TP_URL_MAX, "%.*s%d%s", (int)(at - pattern), pattern, pid, at + 2);
+}
+
 static void run_side(const struct run *r, bool is_a, int pid)
 {
         struct side s = {.backend = r->backend, .is_a = is_a, .oob = r->oob[!is_a]};
         struct tp_open_opts opts = {.sleepy = !!(r->tc->flags & SLEEPY)};
 
         s.opts = opts;
-        snprintf(s.url, sizeof(s.url), r->backend->url, pid);
+        make_url(s.url, r->backend->url, pid);
         prng_seed(&s.prng, 2 + is_a);
         if (!(r->tc->flags & (BARE | ONLY_NULL))) {
                 side_open(&s);
@@ -163,6 +193,8 @@ int main(int argc, char **argv)
                 return 2;
         }
         reason = not_for(r.backend, r.tc);
+        if (!reason)
+                reason = unavailable(r.backend);
         if (reason) {
                 fprintf(stderr, "skipped: %s over %s: %s\n", r.tc->name, r.backend->name, reason);
                 return EXIT_SKIP;

@@ -1,0 +1,548 @@
+#include "bootstrap.h"
+
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "err.h"
+#include "log.h"
+
+#define BOOT_VERSION  1
+#define BOOT_HALF_MAX 64u
+#define BOOT_HALF_NS  (5 * NS_PER_S)
+#define BOOT_BACKLOG  256
+
+static const char boot_magic[8] = "djinnBTS";
+
+struct boot_head { /* on the wire, little endian */
+        char magic[8];
+        uint16_t version;
+        uint16_t kind;
+        uint32_t protocol;
+        uint32_t len;
+        uint32_t status; /* the positive errno */
+        uint64_t count;
+};
+
+_Static_assert(sizeof(struct boot_head) == BOOT_HEAD_BYTES, "wire layout");
+_Static_assert(offsetof(struct boot_head, protocol) == 12, "wire layout");
+_Static_assert(offsetof(struct boot_head, count) == 24, "wire layout");
+
+/* ---- frames ---- */
+
+int boot_send(int fd, uint32_t protocol, enum boot_kind kind, int status, uint64_t count, const void *payload,
+              size_t len)
+{
+        struct {
+                struct boot_head head;
+                uint8_t payload[BOOT_PAYLOAD_MAX];
+        } out = {.head = {.version = htole16(BOOT_VERSION),
+                          .kind = htole16((uint16_t)kind),
+                          .protocol = htole32(protocol),
+                          .len = htole32((uint32_t)len),
+                          .status = htole32((uint32_t)-status),
+                          .count = htole64(count)}};
+
+        BUG_ON(len > BOOT_PAYLOAD_MAX);
+        memcpy(out.head.magic, boot_magic, sizeof(boot_magic));
+        if (len > 0)
+                memcpy(out.payload, payload, len);
+        len += BOOT_HEAD_BYTES;
+        return send(fd, &out, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len ? 0 : -EPIPE;
+}
+
+static int head_check(const struct boot_head *h, uint32_t protocol, const char *peer)
+{
+        uint32_t status = le32toh(h->status);
+
+        if (le16toh(h->version) != BOOT_VERSION)
+                return err_set(-EPROTO, "%s: the peer speaks version %u of the bootstrap, this program version %u",
+                               peer, le16toh(h->version), BOOT_VERSION);
+        if (le32toh(h->protocol) != protocol)
+                return err_set(-EPROTO, "%s: a djinnbench listens there, but for another transport (%.4s)", peer,
+                               (const char *)&h->protocol);
+        if (!h->kind || le16toh(h->kind) >= BOOT_KINDS || le32toh(h->len) > BOOT_PAYLOAD_MAX || status > 4095)
+                return err_set(-EPROTO, "%s: sent a frame that no version sends", peer);
+        return 0;
+}
+
+static int not_ours(const char *peer)
+{
+        return err_set(-EPROTO, "%s: what is there does not speak djinnbench's bootstrap", peer);
+}
+
+static size_t min_size(size_t a, size_t b)
+{
+        return a < b ? a : b;
+}
+
+int boot_receive(int fd, uint32_t protocol, struct boot_reader *r, const char *peer, struct boot_frame *out)
+{
+        struct boot_head h;
+
+        for (;;) {
+                size_t want = BOOT_HEAD_BYTES;
+                ssize_t n;
+
+                if (r->have >= BOOT_HEAD_BYTES) {
+                        int rc;
+
+                        memcpy(&h, r->bytes, sizeof(h));
+                        rc = head_check(&h, protocol, peer);
+                        if (rc < 0)
+                                return rc;
+                        want += le32toh(h.len);
+                        if (r->have == want)
+                                break;
+                }
+                n = recv(fd, r->bytes + r->have, want - r->have, MSG_DONTWAIT);
+                if (n < 0)
+                        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+                if (n == 0)
+                        return -EPIPE;
+                r->have += (size_t)n;
+                if (memcmp(r->bytes, boot_magic, min_size(r->have, sizeof(boot_magic))) != 0)
+                        return not_ours(peer);
+        }
+        r->have = 0;
+        out->kind = (enum boot_kind)le16toh(h.kind);
+        out->status = -(int)le32toh(h.status);
+        out->count = le64toh(h.count);
+        out->len = le32toh(h.len);
+        memcpy(out->payload, r->bytes + BOOT_HEAD_BYTES, out->len);
+        return 1;
+}
+
+/* ---- sockets ---- */
+
+/* A host that goes without a word is noticed within about five seconds. */
+static void tune(int fd)
+{
+        const int one = 1, idle_s = 2, interval_s = 1, probes = 3;
+
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+}
+
+static int resolve(const char *url, const struct tp_url *u, bool passive, struct addrinfo **out)
+{
+        struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+        const char *host = passive && !strcmp(u->host, "*") ? NULL : u->host;
+        int rc;
+
+        if (!u->port[0])
+                return err_set(-EINVAL, "%s: no port, expected %s://host:port%s", url, u->scheme,
+                               passive ? " (port 0: any free one)" : "");
+        hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
+        rc = getaddrinfo(host, u->port, &hints, out);
+        if (rc)
+                return err_set(rc == EAI_SYSTEM ? -errno : -EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, u->host,
+                               rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc));
+        return 0;
+}
+
+static void addr_url(const struct sockaddr_storage *a, const char *scheme, char out[TP_URL_MAX])
+{
+        char host[INET6_ADDRSTRLEN] = "?";
+
+        if (a->ss_family == AF_INET6) {
+                const struct sockaddr_in6 *in6 = (const void *)a;
+
+                inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
+                snprintf(out, TP_URL_MAX, "%s://[%s]:%u", scheme, host, ntohs(in6->sin6_port));
+        } else {
+                const struct sockaddr_in *in = (const void *)a;
+
+                inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
+                snprintf(out, TP_URL_MAX, "%s://%s:%u", scheme, host, ntohs(in->sin_port));
+        }
+}
+
+void boot_peer_url(int fd, const char *scheme, char out[TP_URL_MAX])
+{
+        struct sockaddr_storage a = {0};
+        socklen_t len = sizeof(a);
+
+        getpeername(fd, (struct sockaddr *)&a, &len);
+        addr_url(&a, scheme, out);
+}
+
+/* ---- connecting ---- */
+
+int boot_wait(int fd, short events, uint64_t deadline_ns, const struct boot_idle *idle)
+{
+        struct pollfd p[2] = {{.fd = fd, .events = events}, {.fd = idle ? idle->fd : -1, .events = POLLIN}};
+
+        for (;;) {
+                uint64_t now = clock_ns(), left_ms;
+
+                if (now >= deadline_ns)
+                        return -ETIMEDOUT;
+                left_ms = (deadline_ns - now) / NS_PER_MS + 1;
+                if (poll(p, 2, left_ms < 100 ? (int)left_ms : 100) < 0 && errno != EINTR)
+                        return -errno;
+                if (p[0].revents)
+                        return 0;
+                if (p[1].revents)
+                        idle->progress(idle->arg);
+        }
+}
+
+static int connect_to(const struct addrinfo *ai, uint64_t deadline_ns, const struct boot_idle *idle)
+{
+        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
+        int rc = 0, error = 0;
+        socklen_t len = sizeof(error);
+
+        if (fd < 0)
+                return -errno;
+        tune(fd);
+        if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0 && errno != EINPROGRESS)
+                rc = -errno;
+        if (!rc)
+                rc = boot_wait(fd, POLLOUT, deadline_ns, idle);
+        if (!rc && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0)
+                rc = -error;
+        if (!rc)
+                return fd;
+        close(fd);
+        return rc;
+}
+
+int boot_connect(const char *url, const struct tp_url *u, uint64_t deadline_ns, const struct boot_idle *idle)
+{
+        struct addrinfo *ai;
+        int fd = -EADDRNOTAVAIL, rc = resolve(url, u, false, &ai);
+
+        if (rc < 0)
+                return rc;
+        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
+                fd = connect_to(a, deadline_ns, idle);
+        freeaddrinfo(ai);
+        if (fd == -ECONNREFUSED)
+                return err_set(fd, "%s: nothing listens there", url);
+        if (fd < 0)
+                return err_set(fd, "%s: cannot connect: %s", url, strerror(-fd));
+        return fd;
+}
+
+/* The sentence came from somebody whom we need not trust: no control characters on the user's terminal. */
+static int refused(const char *url, const struct boot_frame *f)
+{
+        char text[BOOT_PAYLOAD_MAX + 1];
+
+        for (uint32_t i = 0; i < f->len; i++)
+                text[i] = f->payload[i] >= ' ' && f->payload[i] < 127 ? (char)f->payload[i] : '?';
+        text[f->len] = '\0';
+        return err_set(f->status ? f->status : -ECONNREFUSED, "%s: the peer refused the connection: %s", url, text);
+}
+
+int boot_exchange(int fd, const char *url, uint32_t protocol, const void *hello, size_t len, uint64_t deadline_ns,
+                  const struct boot_idle *idle, struct boot_frame *answer)
+{
+        struct boot_reader r = {.have = 0};
+        int rc = boot_send(fd, protocol, BOOT_HELLO, 0, 0, hello, len);
+
+        while (rc == 0) {
+                rc = boot_wait(fd, POLLIN, deadline_ns, idle);
+                if (rc < 0)
+                        return err_set(rc, "%s: connected, but no answer to the greeting came: %s", url, strerror(-rc));
+                rc = boot_receive(fd, protocol, &r, url, answer);
+        }
+        if (rc == -EPROTO)
+                return rc;
+        if (rc < 0)
+                return err_set(-ECONNRESET,
+                               "%s: the peer closed the connection instead of greeting; is it a djinnbench server?",
+                               url);
+        if (answer->kind == BOOT_REFUSE)
+                return refused(url, answer);
+        if (answer->kind != BOOT_ANSWER)
+                return err_set(-EPROTO, "%s: greeted with frame %d where an answer was expected", url, answer->kind);
+        return 0;
+}
+
+/* ---- listening ---- */
+
+struct boot_half {
+        int fd; /* -1: free */
+        uint64_t deadline_ns;
+        void *made; /* once HELLO was answered */
+        bool answered;
+        struct boot_reader in;
+};
+
+/* Its epoll set holds the socket (tag 0), the timer (tag 1) and the half-made connections (tag 2 + index). */
+struct boot_listener {
+        struct boot_serve serve;
+        int fd, epfd, timerfd;
+        bool deaf;
+        struct boot_half half[BOOT_HALF_MAX];
+};
+
+enum { TAG_SOCKET, TAG_TIMER, TAG_HALF };
+
+static int join(int epfd, int fd, uint64_t tag)
+{
+        struct epoll_event e = {.events = EPOLLIN, .data.u64 = tag};
+
+        return epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
+}
+
+static int listen_on(const struct addrinfo *ai)
+{
+        const int one = 1;
+        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
+
+        if (fd < 0)
+                return -errno;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BOOT_BACKLOG) < 0) {
+                int rc = -errno;
+
+                close(fd);
+                return rc;
+        }
+        return fd;
+}
+
+static void listener_free(struct boot_listener *l)
+{
+        if (l->fd >= 0)
+                close(l->fd);
+        if (l->epfd >= 0)
+                close(l->epfd);
+        if (l->timerfd >= 0)
+                close(l->timerfd);
+        free(l);
+}
+
+int boot_listen(const char *url, const struct tp_url *u, const struct boot_serve *serve, struct boot_listener **out)
+{
+        struct boot_listener *l;
+        struct addrinfo *ai;
+        int fd = -EADDRNOTAVAIL, rc = resolve(url, u, true, &ai);
+
+        if (rc < 0)
+                return rc;
+        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
+                fd = listen_on(a);
+        freeaddrinfo(ai);
+        if (fd < 0)
+                return err_set(fd, "%s: cannot listen: %s", url, strerror(-fd));
+        l = calloc(1, sizeof(*l));
+        if (!l) {
+                close(fd);
+                return err_set(-ENOMEM, "%s: no memory for a listener", url);
+        }
+        l->serve = *serve;
+        l->fd = fd;
+        for (unsigned i = 0; i < BOOT_HALF_MAX; i++)
+                l->half[i].fd = -1;
+        l->epfd = epoll_create1(EPOLL_CLOEXEC);
+        l->timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        if (l->epfd < 0 || l->timerfd < 0 || join(l->epfd, fd, TAG_SOCKET) < 0 ||
+            join(l->epfd, l->timerfd, TAG_TIMER) < 0) {
+                rc = err_set(-errno, "%s: cannot listen: %s", url, strerror(errno));
+                listener_free(l);
+                return rc;
+        }
+        *out = l;
+        return 0;
+}
+
+int boot_listener_fd(const struct boot_listener *l)
+{
+        return l->epfd;
+}
+
+/* An address to listen on that means "every one of this host" is no address to connect to: say loopback. */
+void boot_listener_url(const struct boot_listener *l, char out[TP_URL_MAX])
+{
+        struct sockaddr_storage a = {0};
+        struct sockaddr_in6 *in6 = (void *)&a;
+        struct sockaddr_in *in = (void *)&a;
+        socklen_t len = sizeof(a);
+
+        getsockname(l->fd, (struct sockaddr *)&a, &len);
+        if (a.ss_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr))
+                in6->sin6_addr = in6addr_loopback;
+        else if (a.ss_family == AF_INET && in->sin_addr.s_addr == htonl(INADDR_ANY))
+                in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        addr_url(&a, l->serve.scheme, out);
+}
+
+static void half_drop(struct boot_listener *l, struct boot_half *h)
+{
+        close(h->fd); /* epoll forgets it with that */
+        h->fd = -1;
+        if (h->answered)
+                l->serve.drop(l->serve.arg, h->made);
+}
+
+void boot_listener_close(struct boot_listener *l)
+{
+        for (unsigned i = 0; i < BOOT_HALF_MAX; i++)
+                if (l->half[i].fd >= 0)
+                        half_drop(l, &l->half[i]);
+        listener_free(l);
+}
+
+static void timer_set(struct boot_listener *l, uint64_t at_ns)
+{
+        struct itimerspec t = {.it_value = {.tv_sec = (time_t)(at_ns / NS_PER_S), .tv_nsec = (long)(at_ns % NS_PER_S)}};
+
+        timerfd_settime(l->timerfd, TFD_TIMER_ABSTIME, &t, NULL);
+}
+
+static struct boot_half *half_slot(struct boot_listener *l)
+{
+        struct boot_half *oldest = &l->half[0];
+
+        for (unsigned i = 0; i < BOOT_HALF_MAX; i++) {
+                if (l->half[i].fd < 0)
+                        return &l->half[i];
+                if (l->half[i].deadline_ns < oldest->deadline_ns)
+                        oldest = &l->half[i];
+        }
+        log_debug("%s: %u connections have not greeted yet; the oldest is dropped", l->serve.scheme, BOOT_HALF_MAX);
+        half_drop(l, oldest);
+        return oldest;
+}
+
+static void half_begin(struct boot_listener *l, int fd)
+{
+        struct boot_half *h = half_slot(l);
+
+        *h = (struct boot_half){.fd = fd, .deadline_ns = clock_ns() + BOOT_HALF_NS};
+        if (join(l->epfd, fd, TAG_HALF + (uint64_t)(h - l->half)) < 0) {
+                close(fd);
+                h->fd = -1;
+                return;
+        }
+        timer_set(l, h->deadline_ns); /* late for older ones, which does no harm: see halves_expire */
+}
+
+static int half_refuse(struct boot_listener *l, struct boot_half *h, int rc)
+{
+        const char *why = err_str(rc);
+
+        boot_send(h->fd, l->serve.protocol, BOOT_REFUSE, rc, 0, why, strnlen(why, BOOT_PAYLOAD_MAX));
+        log_debug("%s: refused a connection: %s", l->serve.scheme, why);
+        return rc;
+}
+
+static int half_hello(struct boot_listener *l, struct boot_half *h, const struct boot_frame *f)
+{
+        uint8_t answer[BOOT_PAYLOAD_MAX];
+        size_t len = 0;
+        int rc = l->serve.hello(l->serve.arg, h->fd, f, answer, &len, &h->made);
+
+        if (rc < 0)
+                return half_refuse(l, h, rc);
+        h->answered = true;
+        return boot_send(h->fd, l->serve.protocol, BOOT_ANSWER, 0, 0, answer, len);
+}
+
+static void half_progress(struct boot_listener *l, struct boot_half *h)
+{
+        char peer[TP_URL_MAX];
+        struct boot_frame f;
+        int rc;
+
+        if (h->fd < 0)
+                return;
+        boot_peer_url(h->fd, l->serve.scheme, peer);
+        rc = boot_receive(h->fd, l->serve.protocol, &h->in, peer, &f);
+        if (rc == 0)
+                return;
+        if (rc == -EPROTO)
+                half_refuse(l, h, rc);
+        if (rc > 0 && !h->answered && f.kind == BOOT_HELLO) {
+                rc = half_hello(l, h, &f);
+                if (rc == 0)
+                        return;
+        } else if (rc > 0 && h->answered && f.kind == BOOT_READY) {
+                int fd = h->fd;
+
+                epoll_ctl(l->epfd, EPOLL_CTL_DEL, fd, NULL);
+                h->fd = -1;
+                l->serve.ready(l->serve.arg, fd, h->made);
+                return;
+        }
+        half_drop(l, h);
+}
+
+/* The timer is set for the youngest; each time that it fires it is set for the oldest that is left. */
+static void halves_expire(struct boot_listener *l)
+{
+        uint64_t now = clock_ns(), next = UINT64_MAX, ticks;
+
+        if (read(l->timerfd, &ticks, sizeof(ticks)) < 0 && errno == EAGAIN)
+                return;
+        for (unsigned i = 0; i < BOOT_HALF_MAX; i++) {
+                struct boot_half *h = &l->half[i];
+
+                if (h->fd < 0)
+                        continue;
+                if (h->deadline_ns <= now)
+                        half_drop(l, h);
+                else if (h->deadline_ns < next)
+                        next = h->deadline_ns;
+        }
+        if (next != UINT64_MAX)
+                timer_set(l, next);
+}
+
+static void hear(struct boot_listener *l, bool more)
+{
+        struct epoll_event e = {.events = more ? EPOLLIN : 0, .data.u64 = TAG_SOCKET};
+
+        if (l->deaf != more)
+                return;
+        epoll_ctl(l->epfd, EPOLL_CTL_MOD, l->fd, &e);
+        l->deaf = !more;
+}
+
+static void take_new(struct boot_listener *l)
+{
+        for (unsigned i = 0; i < BOOT_HALF_MAX; i++) {
+                int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+                if (fd < 0)
+                        return;
+                tune(fd);
+                half_begin(l, fd);
+        }
+}
+
+void boot_listener_progress(struct boot_listener *l, bool more)
+{
+        struct epoll_event got[16];
+        int n;
+
+        hear(l, more);
+        n = epoll_wait(l->epfd, got, ARRAY_LEN(got), 0);
+        for (int i = 0; i < n; i++) {
+                if (got[i].data.u64 == TAG_SOCKET)
+                        take_new(l);
+                else if (got[i].data.u64 == TAG_TIMER)
+                        halves_expire(l);
+                else
+                        half_progress(l, &l->half[got[i].data.u64 - TAG_HALF]);
+        }
+}
