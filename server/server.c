@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -21,7 +22,9 @@ _Static_assert(RUN_CLASSES == QUEUE_CLASSES, "a queue per class");
 #define EVENTS_MAX   32
 #define NAP_NS       (200 * NS_PER_MS) /* longest sleep: a stop is seen after so long at the latest */
 #define HURRY_NAP_NS NS_PER_MS         /* while something waits for a peer or a deadline */
-#define TICK_POLLS   64u               /* idle rounds between looks at clock and listeners */
+#define SESSION_FDS  2u                /* descriptors of a session that came over one transport or joined by another */
+#define SPARE_FDS    (2 * SRV_STRANGERS) /* and of those that have no session yet, models, devices */
+#define TICK_POLLS   64u                 /* idle rounds between looks at clock and listeners */
 
 /* ---- dispatch ---- */
 
@@ -404,6 +407,28 @@ static int tell_ready(const struct server *srv)
         return rc < 0 ? err_set(rc, "cannot tell that the server is ready: %s", strerror(-rc)) : 0;
 }
 
+/* A connection for which there is no descriptor would wait in the kernel and never hear why. So the process takes all
+ * that it may have, and sessions are refused, with a sentence, before they run out. */
+static void fit_descriptors(struct server_opts *o)
+{
+        uint64_t wanted = SPARE_FDS + (uint64_t)SESSION_FDS * o->sessions_max;
+        struct rlimit l;
+
+        if (getrlimit(RLIMIT_NOFILE, &l) < 0)
+                return;
+        if (l.rlim_cur < wanted && l.rlim_cur < l.rlim_max) {
+                l.rlim_cur = l.rlim_max < wanted ? l.rlim_max : wanted;
+                if (setrlimit(RLIMIT_NOFILE, &l) < 0 || getrlimit(RLIMIT_NOFILE, &l) < 0)
+                        return;
+        }
+        if (l.rlim_cur >= wanted)
+                return;
+        o->sessions_max = l.rlim_cur > SPARE_FDS + SESSION_FDS ? (uint32_t)(l.rlim_cur - SPARE_FDS) / SESSION_FDS : 1;
+        log_warn("room for %u sessions at a time only: this process may have %llu open files; for more raise the limit "
+                 "(ulimit -n %llu)",
+                 o->sessions_max, (unsigned long long)l.rlim_cur, (unsigned long long)wanted);
+}
+
 static void defaults(struct server *srv)
 {
         struct server_opts *o = &srv->opts;
@@ -416,6 +441,7 @@ static void defaults(struct server *srv)
                 o->memory_total_bytes = host_bytes / 2 > o->memory_bytes ? host_bytes / 2 : o->memory_bytes;
         if (o->sessions_max == 0)
                 o->sessions_max = SRV_SESSIONS;
+        fit_descriptors(o);
         if (o->flop_per_request <= 0)
                 o->flop_per_request = SRV_FLOP_MAX;
         if (o->spin_ns == 0)

@@ -358,7 +358,7 @@ static int session_new(struct server *srv, struct conn *c, struct session **out)
         struct session *s;
 
         if (srv->nsessions >= srv->opts.sessions_max)
-                return err_set(-EBUSY, "this server has its %u sessions", srv->opts.sessions_max);
+                return err_set(-EBUSY, "this server has its %u sessions; try again later", srv->opts.sessions_max);
         s = calloc(1, sizeof(*s));
         if (!s)
                 return err_set(-ENOMEM, "no memory for a session");

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """djinnbench serve as a process: what it prints, writes, and exits with."""
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -72,6 +74,19 @@ class Serve(unittest.TestCase):
             self.assertIn(str(port), err)
             self.assertIn('listening on ' + urls[0], self.stop(p, sig))
             os.unlink(self.ready)
+
+    def test_few_descriptors(self):
+        """Sessions are fitted to what may be opened, and it says so; more are taken where more are allowed."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        for limits, room in (((200, 200), 36), ((200, hard), 1100)):
+            with self.subTest(limits=limits):
+                p = subprocess.Popen(['prlimit', f'--nofile={limits[0]}:{limits[1]}', PROGRAM, 'serve', '--device',
+                                      'reference', '--listen', 'tcp://127.0.0.1:0', '--ready-file', self.ready],
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                self.wait_ready(p)
+                os.unlink(self.ready)
+                said = re.search(r'room for (\d+) sessions at a time only.*ulimit -n 2328', self.stop(p, signal.SIGTERM))
+                self.assertEqual(int(said.group(1)) if said else 1100, room)
 
     def test_host_and_port(self):
         p = serve('--host', '127.0.0.1', '--port', '0', '--ready-file', self.ready)

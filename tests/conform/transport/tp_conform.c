@@ -21,7 +21,7 @@ static const struct backend backends[] = {
     {"fault+rdma", "fault+rdma://127.0.0.1:0?eagain=20&delay_us=20&seed=10", true, false},
 };
 
-static const struct tcase *const groups[] = {message_cases, bulk_cases, life_cases, device_cases};
+static const struct tcase *const groups[] = {message_cases, bulk_cases, life_cases, device_cases, thousand_cases};
 
 static const struct backend *find_backend(const char *name)
 {
