@@ -8,14 +8,12 @@
 
 #define MAN_DATE "November 22, 2026"
 
-static const struct exit_text {
-        enum exit_status status;
-        const char *text;
-} exit_texts[] = {
+static const struct exit_text exit_texts[] = {
     {EXIT_DONE, "done, and every result is valid"},
     {EXIT_INVALID, "a result is invalid"},
     {EXIT_USAGE, "wrong use: an option, the configuration, a file"},
     {EXIT_ENVIRONMENT, "the environment: nothing listens, no permission, a device is missing"},
+    {0, NULL},
 };
 
 static const struct environment_text {
@@ -41,9 +39,9 @@ void help_overview(FILE *to)
               to);
         for (const struct command *c = commands; c->name; c++)
                 fprintf(to, "  %-8s %s%s\n", c->name, c->summary, c->main ? "" : " (not built)");
-        fputs("\nExit status:\n", to);
-        for (size_t i = 0; i < ARRAY_LEN(exit_texts); i++)
-                fprintf(to, "  %d        %s\n", exit_texts[i].status, exit_texts[i].text);
+        fputs("\nExit status (compare has its own):\n", to);
+        for (const struct exit_text *e = exit_texts; e->text; e++)
+                fprintf(to, "  %d        %s\n", e->status, e->text);
 }
 
 /* Text that roff takes literally: no escapes, no hyphens that may become dashes, and nothing at the start of a line that
@@ -110,11 +108,14 @@ static void man_head(FILE *to, const char *name, const char *summary)
         fputc('\n', to);
 }
 
-static void man_exit(FILE *to)
+static void man_exit(FILE *to, const struct exit_text *texts)
 {
         fputs(".Sh EXIT STATUS\n.Bl -tag -width Ds\n", to);
-        for (size_t i = 0; i < ARRAY_LEN(exit_texts); i++)
-                fprintf(to, ".It %d\n%s\n", exit_texts[i].status, exit_texts[i].text);
+        for (const struct exit_text *e = texts; e->text; e++) {
+                fprintf(to, ".It %d\n", e->status);
+                man_text(to, e->text);
+                fputc('\n', to);
+        }
         fputs(".El\n", to);
 }
 
@@ -149,7 +150,7 @@ static void man_program(FILE *to)
         }
         fputs(".El\n", to);
         man_environment(to);
-        man_exit(to);
+        man_exit(to, exit_texts);
         fputs(".Sh SECURITY\n"
               "Off loopback both sides need the same key, or both must say\n.Fl Fl insecure .\n"
               "The key authenticates both ends to each other.\n"
@@ -173,7 +174,7 @@ static void man_command(FILE *to, const struct command *c)
                 fputs(".Pp\nThe options are:\n", to);
                 opts_man(to, c->spec);
         }
-        man_exit(to);
+        man_exit(to, c->main == compare_main ? compare_exits : exit_texts);
         fputs(".Sh EXAMPLES\n", to);
         man_text(to, c->example_about);
         fputs("\n.Dl ", to);

@@ -15,6 +15,11 @@
 /* Exit status of all but compare. */
 enum exit_status { EXIT_DONE = 0, EXIT_INVALID = 1, EXIT_USAGE = 2, EXIT_ENVIRONMENT = 3 };
 
+struct exit_text { /* NULL ends a list of them */
+        int status;
+        const char *text;
+};
+
 /* Weak, because a build may leave commands out (-Dtransport_only=true): those have no main here. */
 #define COMMAND_DECLARE(name)                                            \
         extern const struct opts_spec name##_spec __attribute__((weak)); \
@@ -24,10 +29,14 @@ COMMAND_DECLARE(sweep);
 COMMAND_DECLARE(serve);
 COMMAND_DECLARE(perf);
 COMMAND_DECLARE(report);
+COMMAND_DECLARE(compare);
 COMMAND_DECLARE(plan);
 COMMAND_DECLARE(verify);
 COMMAND_DECLARE(doctor);
 COMMAND_DECLARE(list);
+
+/* Only compare has statuses of its own. */
+extern const struct exit_text compare_exits[] __attribute__((weak));
 
 struct command {
         const char *name;

@@ -32,7 +32,7 @@ def result_files():
     """Of the JSON files in results/ those that say that they are results, and those that say nothing."""
     found = []
     for path in sorted(glob.glob(os.path.join(ROOT, "results", "**", "*.json"), recursive=True)):
-        if path != SCHEMA and not str(load(path).get("schema", "")).startswith("djinnbench.perf/"):
+        if not path.endswith(".schema.json") and not str(load(path).get("schema", "")).startswith("djinnbench.perf/"):
             found.append(path)
     return found + FILES + [EXAMPLE]
 
