@@ -137,70 +137,18 @@ class Configs(unittest.TestCase):
 
 
 class Doctor(unittest.TestCase):
-    def findings(self, files):
-        with tempfile.TemporaryDirectory() as root:
-            for path, text in files.items():
-                os.makedirs(os.path.dirname(os.path.join(root, path)), exist_ok=True)
-                with open(os.path.join(root, path), 'w', encoding='utf-8') as f:
-                    f.write(text)
-            done = run('doctor', '--json', '--root', root)
-        self.assertEqual((done.returncode, done.stderr), (0, ''))
-        report = json.loads(done.stdout)
-        self.assertEqual(report['schema'], 'djinnbench.doctor/1')
-        by_name = {}
-        for f in report['findings']:
-            self.assertIn(f['verdict'], ('ok', 'limited', 'off', 'unknown'))
-            self.assertEqual(f['mend'] is None, f['who'] is None)
-            by_name.setdefault(f['finding'], []).append(f)
-        return by_name
+    """Scripted hosts and --peer: tests/e2e/test_doctor.py."""
 
     def test_this_host(self):
         self.assertEqual(run('doctor').returncode, 0)
-        self.assertGreater(len(json.loads(run('doctor', '--json').stdout)['findings']), 10)
+        report = json.loads(run('doctor', '--json').stdout)
+        self.assertEqual(report['schema'], 'djinnbench.doctor/1')
+        self.assertGreater(len(report['findings']), 10)
 
-    def test_a_host_that_has_nothing(self):
-        found = self.findings({})
-        for name in ('rdma device', 'gpu', 'gpudirect', 'dpdk port', 'iommu'):
-            self.assertEqual([f['verdict'] for f in found[name]], ['off'], name)
-        for name in ('governor', 'numa', 'huge pages'):
-            self.assertEqual([f['verdict'] for f in found[name]], ['unknown'], name)
-
-    def test_a_host_that_has_everything(self):
-        port = 'sys/class/infiniband/mlx5_0/ports/1/'
-        found = self.findings({
-            port + 'state': '4: ACTIVE\n', port + 'rate': '100 Gb/sec (4X EDR)\n', port + 'link_layer': 'Ethernet\n',
-            port + 'gids/0': 'fe80:0000:0000:0000:0000:0000:0000:0001\n',
-            port + 'gids/1': '0000:0000:0000:0000:0000:0000:0000:0000\n',
-            'sys/class/infiniband/mlx5_1/ports/1/state': '1: DOWN\n',
-            'dev/infiniband/uverbs0': '', 'dev/nvidiactl': '',
-            'proc/driver/nvidia/gpus/0000:01:00.0/information': 'Model: \t\t NVIDIA A100\nIRQ: 1\n',
-            'sys/module/nvidia_peermem/refcnt': '0\n',
-            'sys/bus/pci/drivers/vfio-pci/0000:02:00.0': '', 'sys/bus/pci/drivers/vfio-pci/bind': '',
-            'sys/kernel/iommu_groups/0/type': 'DMA\n',
-            'sys/devices/system/cpu/cpu0/cpufreq/scaling_governor': 'powersave\n',
-            'sys/devices/system/node/online': '0-1\n',
-            'sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages': '512\n',
-            'sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages': '500\n',
-            'sys/fs/cgroup/cpu.max': '150000 100000\n',
-        })
-        up, down = found['rdma device']
-        self.assertEqual((up['verdict'], up['state']), ('ok', 'mlx5_0 port 1: active, Ethernet, 100 Gb/sec (4X EDR), 1 GIDs'))
-        self.assertEqual(down['verdict'], 'off')
-        self.assertIn('1: DOWN', down['state'])
-        self.assertIn('NVIDIA A100 at 0000:01:00.0', found['gpu'][0]['state'])
-        self.assertEqual([f['state'] for f in found['dpdk port']], ['0000:02:00.0 is bound to vfio-pci'])
-        self.assertEqual(found['huge pages'][0]['state'], '500 of 512 pages of 2048kB are free')
-        for name in ('gpudirect', 'iommu'):
-            self.assertEqual(found[name][0]['verdict'], 'ok', name)
-        for name in ('governor', 'numa', 'cpu quota'):
-            self.assertEqual(found[name][0]['verdict'], 'limited', name)
-        self.assertIn('1.5 cores', found['cpu quota'][0]['state'])
-
-    def test_a_card_without_a_driver(self):
-        found = self.findings({'sys/bus/pci/devices/0000:01:00.0/vendor': '0x10de\n',
-                               'sys/bus/pci/devices/0000:01:00.0/class': '0x030200\n'})
-        self.assertEqual(found['gpu'][0]['verdict'], 'off')
-        self.assertIn('1 on the bus', found['gpu'][0]['state'])
+    def test_peer_that_is_not_there(self):
+        done = run('doctor', '--peer', 'tcp://127.0.0.1:1', '--json')
+        self.assertEqual(done.returncode, 3)
+        self.assertFalse(json.loads(done.stdout)['works'])
 
 
 if __name__ == '__main__':
