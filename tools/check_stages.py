@@ -26,9 +26,11 @@ SANITIZER_ENV = {
 }
 
 STAGES = [
-    # name, what, compiler, meson options, which tests: all, short (not the suite 'long'), threaded, none
+    # name, what, compiler, meson options, which tests: all, short (not the suite 'long'), units (of the short ones unit
+    # and conformance), threaded, none, lab (those of tests/vm, with the build of the stage before)
     ('gcc', 'gcc, every test', 'gcc', ['-Dbuildtype=debugoptimized'], 'all'),
-    ('clang', 'clang', 'clang', ['-Dbuildtype=debugoptimized'], 'short'),
+    ('vm', 'virtual machines with RDMA (Soft-RoCE)', 'gcc', ['-Dbuildtype=debugoptimized'], 'lab'),
+    ('clang', 'clang, units and conformance', 'clang', ['-Dbuildtype=debugoptimized'], 'units'),
     ('address', 'address and undefined-behaviour sanitizers', 'gcc',
      ['-Dbuildtype=debugoptimized', '-Db_sanitize=address,undefined', '-Db_lundef=false'], 'short'),
     ('thread', 'thread sanitizer, transports and server', 'gcc',
@@ -37,6 +39,8 @@ STAGES = [
     ('release', 'release, every optional part disabled', 'gcc', ['-Dbuildtype=release', *OPTIONAL_OFF, '-Dtests=false'],
      'none'),
 ]
+SHORT = {'short': ['--no-suite', 'long'], 'units': ['--no-suite', 'long', '--suite', 'unit', '--suite', 'conform']}
+LAB_BUILD = 'gcc'       # whose programs run in the lab
 QUICK = ['gcc']
 
 
@@ -129,14 +133,37 @@ def run_tests(folder, stage, selected, names, prefix, count):
         os.unlink(log)
     # The timeouts are there for hangs, not for slow machines.
     command = [*prefix, 'meson', 'test', '-C', folder, '--no-rebuild', '--print-errorlogs', '--timeout-multiplier', '5']
-    if selected == 'short':
-        command += ['--no-suite', 'long']
-    passed = run(command + names, **SANITIZER_ENV)
+    passed = run(command + SHORT.get(selected, []) + names, **SANITIZER_ENV)
     failed = count.failed
     if not os.path.exists(log) or tally(folder, stage, count) == 0:
         count.fail(f'{stage}: no test ran')
     elif not passed and count.failed == failed:
         count.fail(f'{stage}: meson test failed, though no test did')
+
+
+def run_lab(folder, stage, long, count):
+    """tests/vm counts by itself and says what failed; a case there is a test here."""
+    with tempfile.TemporaryDirectory() as scratch:
+        results = os.path.join(scratch, 'results')
+        command = [sys.executable, os.path.join(ROOT, 'tests', 'vm', 'run.py'), folder, '--json', results]
+        with subprocess.Popen(command + (['--long'] if long else []), stdout=subprocess.PIPE, text=True) as p:
+            last = ''
+            for line in p.stdout:
+                print(line, end='', flush=True)
+                last = line.strip() or last
+        if p.returncode == 77:
+            return count.skip(stage, last.removeprefix('skipped: '))
+        if not os.path.exists(results):
+            return count.fail(f'{stage}: the lab ended with status {p.returncode}')
+        with open(results, encoding='utf-8') as f:
+            for r in json.load(f):
+                if r['result'] == 'passed':
+                    count.passed += 1
+                elif r['result'] == 'skipped':
+                    count.skip(stage, r['note'])
+                else:
+                    count.fail(f'{stage}: {r["name"]}: {r["note"].splitlines()[0] if r["note"] else "failed"}')
+    return None
 
 
 def thread_sanitizer_prefix():
@@ -154,8 +181,8 @@ def thread_sanitizer_prefix():
     return None
 
 
-def run_stage(stage, compiler, options, selected, count):
-    folder, names, files, prefix = os.path.join(BUILD, stage), [], [], []
+def run_stage(stage, compiler, options, selected, long, count):
+    folder, names, files, prefix = os.path.join(BUILD, LAB_BUILD if selected == 'lab' else stage), [], [], []
     if selected == 'threaded':
         prefix = thread_sanitizer_prefix()
         if prefix is None:
@@ -172,6 +199,8 @@ def run_stage(stage, compiler, options, selected, count):
         if not run([os.path.join(folder, 'tools', 'djinnbench'), 'list']):
             count.fail(f'{stage}: djinnbench list fails')
         return None
+    if selected == 'lab':
+        return run_lab(folder, stage, long, count)
     return run_tests(folder, stage, selected, names, prefix, count)
 
 
@@ -180,8 +209,9 @@ def arguments():
     parser = argparse.ArgumentParser(prog='tools/check', description='Builds in every way and runs every test.')
     parser.add_argument('stages', metavar='STAGE', nargs='*', help='only these: ' + ', '.join(names))
     parser.add_argument('--quick', action='store_true', help='one build, and the tests that take seconds')
+    parser.add_argument('--long', action='store_true', help="also the lab's tests that take minutes")
     parser.add_argument('--no-install', action='store_true', help='install nothing')
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     for name in options.stages:
         if name not in names:
             parser.error(f'unknown stage {name}; expected one of {", ".join(names)}')
@@ -199,7 +229,7 @@ def main():
             selected = 'short'
         say(f'stage {stage}: {what}')
         begun, before = time.monotonic(), (count.passed, count.failed, count.skipped)
-        run_stage(stage, compiler, meson_options, selected, count)
+        run_stage(stage, compiler, meson_options, selected, options.long, count)
         done = [now - then for now, then in zip((count.passed, count.failed, count.skipped), before)]
         times.append(f'{stage:15} {time.monotonic() - begun:6.1f} s  {done[0]} passed, {done[1]} failed, {done[2]} skipped')
         say(times[-1])
