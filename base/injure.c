@@ -9,6 +9,7 @@
 
 #define DELAY_MAX_US   60000000ull
 #define PAYLOAD_MAX    (1ull << 30)
+#define CLOCK_MAX_PPM  10000ull
 #define ITEM_MAX_BYTES 64
 
 const char *const leaf_keys[LEAF_COUNT] = {
@@ -70,6 +71,8 @@ static int parse_item(struct injury *into, const char *item)
                 return parse_delay(into, item);
         if (strncmp(item, "payload=", strlen("payload=")) == 0)
                 return parse_count(item, item + strlen("payload="), PAYLOAD_MAX, &into->payload_bytes);
+        if (strncmp(item, "server_clock=", strlen("server_clock=")) == 0)
+                return parse_count(item, item + strlen("server_clock="), CLOCK_MAX_PPM, &into->server_clock_ppm);
         if (strcmp(item, "drop_state") == 0)
                 into->drop_state = true;
         else if (strcmp(item, "trim_input") == 0)
@@ -77,7 +80,7 @@ static int parse_item(struct injury *into, const char *item)
         else
                 return err_set(-EINVAL,
                                "DJINN_INJURE: '%s' is none of delay:<leaf>=<us>, payload=<bytes>, "
-                               "drop_state, trim_input",
+                               "drop_state, trim_input, server_clock=<ppm>",
                                item);
         return 0;
 }
@@ -105,6 +108,11 @@ int injure_init(void)
         }
         injury = parsed;
         return 0;
+}
+
+uint64_t injure_clock(uint64_t ns)
+{
+        return ns + ns / 1000000 * injury.server_clock_ppm + ns % 1000000 * injury.server_clock_ppm / 1000000;
 }
 
 void injure_spin(uint64_t ns)

@@ -4,6 +4,7 @@
  *   delay:<leaf>=<us>      a spin of that many µs inside that leaf, in every request (leaf as in SPEC 5, without _ms)
  *   payload=<bytes>        so many extra bytes written by the client with every request
  *   drop_state             the server clears state tensors before every call and between its iterations
+ *   server_clock=<ppm>     the stamps that the server sends are those of a clock that has run so much faster since boot
  *   trim_input             the client sends only the second half of the input ids of a prompt
  * Every row measured with it says so and publishes as INVALID unless the tests ask otherwise (DJINN_INJURE_KEEP=1).
  * Cost when unused: one predictable branch on a bool.
@@ -38,6 +39,7 @@ struct injury {
         bool drop_state, trim_input;
         uint64_t delay_ns[LEAF_COUNT];
         uint64_t payload_bytes;
+        uint64_t server_clock_ppm;
 };
 
 extern struct injury injury;
@@ -51,5 +53,8 @@ static inline void injure(enum leaf leaf)
         if (__builtin_expect(injury.active, 0) && injury.delay_ns[leaf])
                 injure_spin(injury.delay_ns[leaf]);
 }
+
+/* A time of ours as the injured server's clock shows it. */
+uint64_t injure_clock(uint64_t ns);
 
 #endif

@@ -224,31 +224,41 @@ static void step(struct exec *x, const struct exec_data *d, size_t i)
 static void add_stamps(struct exec_sample *s, const struct run_stamps *t, uint64_t offered_by_us, uint64_t arrived,
                        int64_t offset)
 {
+        int64_t up = (int64_t)t->received_ns - offset - (int64_t)offered_by_us;
+        int64_t down = (int64_t)arrived - ((int64_t)t->offered_ns - offset);
         int64_t *l = s->leaf_ns;
 
-        l[LEAF_NETWORK_C2S] += (int64_t)t->received_ns - offset - (int64_t)offered_by_us;
+        l[LEAF_NETWORK_C2S] += up;
         l[LEAF_SERVER_QUEUE] += (int64_t)(t->taken_ns - t->received_ns);
         l[LEAF_SERVER_PLAN] += (int64_t)(t->planned_ns - t->taken_ns);
         l[LEAF_SERVER_PLACEMENT] += (int64_t)(t->placed_ns - t->planned_ns);
         l[LEAF_SERVER_EXECUTION] += (int64_t)t->exec_ns;
         l[LEAF_SERVER_LAUNCH] += (int64_t)(t->executed_ns - t->placed_ns) - (int64_t)t->exec_ns;
         l[LEAF_SERVER_SKELETONIZATION] += (int64_t)(t->offered_ns - t->executed_ns);
-        l[LEAF_NETWORK_S2C] += (int64_t)arrived - ((int64_t)t->offered_ns - offset);
+        l[LEAF_NETWORK_S2C] += down;
+        s->least_up_ns = up < s->least_up_ns ? up : s->least_up_ns;
+        s->least_down_ns = down < s->least_down_ns ? down : s->least_down_ns;
         s->server_duration_ns += t->offered_ns - t->received_ns;
         s->executor_ns += t->offered_ns - t->planned_ns;
         s->cleanup_ns += t->cleanup_ns;
 }
 
-/* The leaves are differences of one chain of stamps and so add up by construction; what can be wrong is the chain. */
-static bool in_order(const struct run_stamps *t, uint64_t offered_by_us, uint64_t arrived, const struct remote *r)
+/* The leaves are differences of one chain of stamps and so add up by construction; what can be wrong is the chain. Its links
+ * between the two clocks are judged when the offset is known (exec_settle). */
+static bool in_order(const struct run_stamps *t)
 {
-        int64_t slack = (int64_t)r->clock_error_ns;
-        int64_t up = (int64_t)t->received_ns - r->offset_ns - (int64_t)offered_by_us;
-        int64_t down = (int64_t)arrived - ((int64_t)t->offered_ns - r->offset_ns);
-
-        return up >= -slack && down >= -slack && t->received_ns <= t->taken_ns && t->taken_ns <= t->planned_ns &&
-               t->planned_ns <= t->placed_ns && t->placed_ns <= t->executed_ns && t->executed_ns <= t->offered_ns &&
+        return t->received_ns <= t->taken_ns && t->taken_ns <= t->planned_ns && t->planned_ns <= t->placed_ns &&
+               t->placed_ns <= t->executed_ns && t->executed_ns <= t->offered_ns &&
                t->exec_ns <= t->executed_ns - t->placed_ns;
+}
+
+void exec_settle(struct exec_sample *s, int64_t shift_ns, uint64_t error_ns)
+{
+        int64_t sum = shift_ns * (int64_t)s->calls, slack = -(int64_t)error_ns;
+
+        s->leaf_ns[LEAF_NETWORK_C2S] -= sum;
+        s->leaf_ns[LEAF_NETWORK_S2C] += sum;
+        s->disordered |= s->least_up_ns - shift_ns < slack || s->least_down_ns + shift_ns < slack;
 }
 
 static void add_done(struct exec_sample *s, const struct msg_done *done)
@@ -286,7 +296,7 @@ static int one_call(struct exec *x, const struct exec_data *d, size_t i, struct 
         if (rc < 0)
                 return rc;
         add_stamps(s, &done->stamps, offered, arrived, x->r->offset_ns);
-        s->disordered |= !in_order(&done->stamps, offered, arrived, x->r);
+        s->disordered |= !in_order(&done->stamps);
         x->hold_ns[i] = done->stamps.offered_ns - done->stamps.received_ns;
         add_done(s, done);
         if (i == 0)
@@ -354,7 +364,7 @@ int exec_run(struct exec *x, const struct exec_data *d, struct exec_sample *s)
         uint64_t start, t;
         int64_t sum = 0;
 
-        *s = (struct exec_sample){0};
+        *s = (struct exec_sample){.calls = (uint32_t)p->ncalls, .least_up_ns = INT64_MAX, .least_down_ns = INT64_MAX};
         x->region = x->r->region->region.addr;
         start = t = clock_ns();
         start_history(x, d);
@@ -367,6 +377,7 @@ int exec_run(struct exec *x, const struct exec_data *d, struct exec_sample *s)
                         s->first_token_ns = t - start; /* where all tokens come at once, none is seen alone */
         }
         finish(x);
+        s->start_ns = start;
         s->latency_ns = t - start;
         if (p->sw.buffers == SW_IN_PROCESS) {
                 local_times(s, &((const struct msg_done *)(const void *)x->r->inbox)->stamps);

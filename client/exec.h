@@ -24,6 +24,9 @@ struct exec_sample {
         uint32_t plan_hits, plan_misses, ops;
         uint32_t applied; /* RUN_* and DONE_* of the last answer */
         bool disordered;  /* stamps run backwards, or device time exceeds the wall's around it */
+        uint64_t start_ns;
+        uint32_t calls;
+        int64_t least_up_ns, least_down_ns; /* of the calls' c2s and s2c, by the offset of that time */
 };
 
 struct exec {
@@ -55,6 +58,9 @@ void exec_free(struct exec *x);
 
 /* One request. 0, or -errno with a sentence; then *s is not to be used. */
 int exec_run(struct exec *x, const struct exec_data *d, struct exec_sample *s);
+/* Once the offset of the server's clock during the request is known better: by how much it was further on than assumed, and
+ * the bound. Moves time between c2s and s2c, and judges whether they can have been. */
+void exec_settle(struct exec_sample *s, int64_t shift_ns, uint64_t error_ns);
 /* The result of the last exec_run: tokens, logits or output; valid until the next. */
 const void *exec_result(const struct exec *x, size_t *len);
 struct digest exec_digest(const struct exec *x);

@@ -10,7 +10,9 @@
 
 #define EVENTS_MAX    16
 #define CLOCK_SAMPLES 64
-#define CLOCK_CHECK   256 /* empty polls between looks at the clock */
+#define CLOCK_FOLLOW  8            /* before and after each row of a block */
+#define STAMP_MAX_NS  (1ull << 60) /* 36 years after boot: differences of stamps fit */
+#define CLOCK_CHECK   256          /* empty polls between looks at the clock */
 
 /* ---- waiting ---- */
 
@@ -232,44 +234,51 @@ static int authenticate(struct remote *r)
         return 0;
 }
 
-/* One exchange: its round trip without the server's part of it, and the offset that it shows. */
-static int clock_sample(struct remote *r, uint64_t *rtt_ns, int64_t *offset_ns)
+/* At least so many exchanges; more, up to CLOCK_SAMPLES, while none is half as good as the best ever over this
+ * connection: a host that is busy just now need not be so in a moment. */
+static int sample_clock(struct remote *r, unsigned least, struct offset *best)
 {
-        struct msg_time m = {.client_ns = clock_ns()};
         const struct msg_time *a = (const void *)r->inbox;
-        int rc = exchange(r, &m, sizeof m, MSG_TIME, 0, MSG_TIME);
-        uint64_t now = clock_ns();
 
-        if (rc < 0)
-                return err_trail(rc, "while sampling the clock");
-        *rtt_ns = now - m.client_ns - (a->offered_ns - a->received_ns);
-        *offset_ns = (int64_t)(a->received_ns + a->offered_ns) / 2 - (int64_t)(m.client_ns + now) / 2;
+        *best = OFFSET_UNKNOWN;
+        for (unsigned i = 0; i < CLOCK_SAMPLES && (i < least || best->error_ns / 2 > r->clock_best_ns); i++) {
+                struct msg_time m = {.client_ns = clock_ns()};
+                uint64_t now;
+                int rc = exchange(r, &m, sizeof m, MSG_TIME, 0, MSG_TIME);
+
+                now = clock_ns();
+                if (rc < 0)
+                        return err_trail(rc, "while sampling the clock");
+                if (a->received_ns > a->offered_ns || a->offered_ns > STAMP_MAX_NS)
+                        return err_set(-EPROTO, "%s: what it says of its clock cannot be", r->url);
+                offset_see(best, m.client_ns, a->received_ns, a->offered_ns, now);
+        }
+        r->offset_ns = best->ns;
+        r->clock_error_ns = best->error_ns;
+        r->clock_best_ns = best->error_ns < r->clock_best_ns ? best->error_ns : r->clock_best_ns;
         return 0;
 }
 
-/* Offset of the server's clock from the fastest of some exchanges; its bound is half of that exchange's round trip. Two
- * processes of one kernel read one clock: nothing to correct. That they say so is not enough (a time namespace has its own
- * zero): then the offset measured must be one that an equal clock can show. */
-int remote_clock(struct remote *r)
+/* Two processes of one kernel read one clock: nothing to correct. That they say so is not enough (a time namespace has its
+ * own zero): then the offset measured must be one that an equal clock can show. */
+static int first_clock(struct remote *r)
 {
-        uint64_t best = UINT64_MAX;
+        struct offset o;
+        int rc = sample_clock(r, CLOCK_SAMPLES, &o);
 
-        for (int i = 0; i < CLOCK_SAMPLES; i++) {
-                uint64_t rtt = 0;
-                int64_t offset = 0;
-                int rc = clock_sample(r, &rtt, &offset);
-
-                if (rc < 0)
-                        return rc;
-                if (rtt >= best)
-                        continue;
-                best = rtt;
-                r->offset_ns = offset;
-        }
-        r->clock_error_ns = best / 2;
-        r->same_clock = r->same_kernel && llabs(r->offset_ns) <= (int64_t)(best / 2) + 1; /* 1: halves are cut off */
+        if (rc < 0)
+                return rc;
+        r->same_clock = r->same_kernel && llabs(o.ns) <= (int64_t)o.error_ns + 1; /* 1: halves are cut off */
         if (r->same_clock)
                 r->offset_ns = 0, r->clock_error_ns = 0;
+        return 0;
+}
+
+int remote_clock(struct remote *r, struct offset *now)
+{
+        if (!r->same_clock)
+                return sample_clock(r, CLOCK_FOLLOW, now);
+        *now = (struct offset){.at_ns = clock_ns()};
         return 0;
 }
 
@@ -277,7 +286,7 @@ int remote_open(const char *url, const struct remote_opts *opts, struct remote *
 {
         int rc;
 
-        *r = (struct remote){.opts = *opts, .next_id = 1};
+        *r = (struct remote){.opts = *opts, .next_id = 1, .clock_best_ns = UINT64_MAX};
         snprintf(r->url, sizeof r->url, "%s", url);
         rc = tp_open(url, NULL, &r->ctx);
         if (rc == 0)
@@ -289,7 +298,7 @@ int remote_open(const char *url, const struct remote_opts *opts, struct remote *
                 rc = r->frame && r->inbox ? authenticate(r) : err_set(-ENOMEM, "out of memory for a connection");
         }
         if (rc == 0)
-                rc = remote_clock(r);
+                rc = first_clock(r);
         if (rc < 0)
                 remote_close(r);
         return rc;

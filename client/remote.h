@@ -11,6 +11,7 @@
 #include "clock.h"
 #include "digest.h"
 #include "keys.h"
+#include "offset.h"
 #include "plan.h"
 #include "protocol.h"
 #include "transport.h"
@@ -30,8 +31,9 @@ struct remote {
         struct msg_auth_reply server; /* what it said of itself */
         bool same_kernel;             /* both sides say so */
         bool same_clock;              /* and nothing speaks against it: the server's stamps need no correction */
-        int64_t offset_ns;            /* server clock - client clock */
-        uint64_t clock_error_ns;      /* bound */
+        int64_t offset_ns;            /* server clock - client clock, as last measured */
+        uint64_t clock_error_ns;      /* bound, then */
+        uint64_t clock_best_ns;       /* the least that it ever was */
         uint64_t next_id;
         uint64_t load_since;                   /* id of the first part of the LOAD that is going on; 0: none is */
         struct tp_mem *region, *shadow_region; /* our regions 0 and 1 */
@@ -69,8 +71,9 @@ int remote_shadow(struct remote *r, uint64_t up_len, uint64_t down_len);
 int remote_staging(struct remote *r, uint64_t len);
 int remote_stats(struct remote *r, struct msg_stats *out);
 int remote_drop_state(struct remote *r, const struct remote_model *m);
-/* Sets offset_ns, clock_error_ns and same_clock. */
-int remote_clock(struct remote *r);
+/* Measures the offset by a few exchanges and sets offset_ns and clock_error_ns; *now is the same. Clocks that are one: zeros,
+ * and nothing is sent. */
+int remote_clock(struct remote *r, struct offset *now);
 
 /* ---- hot path ---- */
 

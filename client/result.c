@@ -840,6 +840,19 @@ static json *residual(const struct measured *me, const struct row *r)
         return o;
 }
 
+static json *row_clock(const struct row *r)
+{
+        json *o;
+
+        if (!r->clock.known || !r->nsamples)
+                return json_of_null();
+        o = json_object();
+        json_set_int(o, "offset_ns", r->clock.last_ns);
+        json_set_int(o, "moved_ns", r->clock.last_ns - r->clock.first_ns);
+        json_set_int(o, "error_bound_ns", (int64_t)r->clock.error_ns);
+        return o;
+}
+
 static void set_pair(json *o, const char *key, const char *ka, double a, const char *kb, double b)
 {
         json *p = json_object();
@@ -910,6 +923,8 @@ static json *one_row(const struct measured *me, const struct row *r)
         json_set(o, "wire", wire(me, r));
         json_set(o, "breakdown", breakdown(me, r));
         json_set(o, "decomposition", r->nsamples && r->verdict != VERDICT_INVALID ? decomposition(&d) : json_of_null());
+        json_set_str(o, "wire_floor_reason", r->nsamples ? r->no_wire_floor : NULL);
+        json_set(o, "clock", row_clock(r));
         json_set(o, "residual", residual(me, r));
         json_set(o, "roofline", roofline(me, r));
         json_set(o, "check", check(me, r));

@@ -290,6 +290,19 @@ static void add_planned_wire(const struct measured *me, struct row *r)
         r->wire.down_bulk_bytes += n * down.bulk_bytes;
 }
 
+/* As far as the file tells, which older ones do not. */
+static struct row_clock clock_of(const json *clock)
+{
+        const int64_t max = 1ll << 60;
+        int64_t last, moved, error;
+
+        if (json_int(clock, "offset_ns", -max, max, &last) < 0 || json_int(clock, "moved_ns", -max, max, &moved) < 0 ||
+            json_int(clock, "error_bound_ns", 0, max, &error) < 0)
+                return (struct row_clock){0};
+        return (struct row_clock){
+            .first_ns = last - moved, .last_ns = last, .error_ns = (uint64_t)error, .known = true};
+}
+
 /* first: of the rows that are taken. */
 static int take_row(struct measured *me, struct row *r, const json *x, uint32_t blocks, bool first)
 {
@@ -318,6 +331,7 @@ static int take_row(struct measured *me, struct row *r, const json *x, uint32_t 
         }
         r->nsamples = r->resumed_samples = n;
         r->nnets = (size_t)(net - r->nets);
+        r->clock = clock_of(json_get(x, "clock"));
         add_planned_wire(me, r);
         return 0;
 }
@@ -363,6 +377,7 @@ static void drop_all(struct measured *me)
                 r->samples = NULL, r->nets = NULL;
                 r->cap = r->nets_cap = r->nsamples = r->resumed_samples = r->nnets = r->digest_errors = 0;
                 r->wire = (struct wire_count){0};
+                r->clock = (struct row_clock){0};
         }
 }
 

@@ -28,10 +28,17 @@ struct wire_count { /* sums over the timed requests of a row, both directions */
         uint64_t client_copied, server_copied;
 };
 
+struct row_clock {                 /* of the server's against ours, over the blocks; zeros where they are one */
+        int64_t first_ns, last_ns; /* offset */
+        uint64_t error_ns;         /* the worst bound */
+        bool known;
+};
+
 struct row_mark { /* what a block that breaks must not have added to */
         struct wire_count wire;
         uint64_t client_cpu_ns, server_cpu_ns;
         size_t digest_errors;
+        struct row_clock clock;
 };
 
 struct row {
@@ -47,6 +54,7 @@ struct row {
         struct exec *execs;
         struct external *external; /* instead of the four above */
         double wire_floor_ns;      /* NaN: not measured */
+        const char *no_wire_floor; /* why not; NULL: it was, or there is no wire */
 
         struct sample *samples;
         size_t nsamples, cap;
@@ -60,6 +68,7 @@ struct row {
         bool steady;
         struct check_result check;
         size_t digest_errors;
+        struct row_clock clock;
         struct row_mark mark; /* as it was when the block began */
         enum verdict verdict;
         char reason[320];
@@ -80,7 +89,7 @@ struct measured { /* a workload's whole measurement */
         size_t *order_len;
         struct msg_auth_reply server_info;
         bool have_server, complete;
-        int64_t clock_offset_ns;
+        int64_t clock_offset_ns; /* when the connection was made */
         uint64_t clock_error_ns;
         double profile_cost_us; /* the clock readings of one call that only the leaves need */
 };
@@ -142,6 +151,11 @@ void row_judge(const struct measured *me, struct row *r);
 /* Takes the finished blocks of an earlier document of the same sweep into the rows: samples, calibrations, orders. Rows are
  * set up. 0, or -EINVAL with a sentence where the document is of another sweep. */
 int resume_take(struct measured *me, const json *doc);
+
+/* The offset was measured before and after these samples, which were taken with the first: corrects them, and keeps the worst
+ * bound (summary.c). */
+void row_settle_clock(struct row *r, struct sample *samples, size_t n, const struct offset *before,
+                      const struct offset *after);
 
 /* ---- wire_floor.c ---- */
 

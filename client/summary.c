@@ -280,6 +280,25 @@ void row_predicted(const struct measured *me, const struct row *r, struct plan_b
         }
 }
 
+/* ---- two clocks ---- */
+
+void row_settle_clock(struct row *r, struct sample *samples, size_t n, const struct offset *before,
+                      const struct offset *after)
+{
+        uint64_t bound = offset_bound(before, after);
+
+        for (size_t i = 0; i < n; i++) {
+                struct exec_sample *s = &samples[i].s;
+
+                exec_settle(s, offset_between(before, after, s->start_ns + s->latency_ns / 2) - before->ns, bound);
+        }
+        if (!r->clock.known)
+                r->clock.first_ns = before->ns;
+        r->clock.known = true;
+        r->clock.last_ns = after->ns;
+        r->clock.error_ns = bound > r->clock.error_ns ? bound : r->clock.error_ns;
+}
+
 /* ---- the verdict ---- */
 
 static bool wire_agrees(const struct measured *me, struct row *r)

@@ -498,34 +498,48 @@ static int timed_requests(struct job *j, struct row *r, struct block_run *br)
         return rc;
 }
 
+/* All that is counted lies between the two looks at the counters; what asks for the time, outside. */
+static int counted_requests(struct job *j, struct row *r, struct block_run *br)
+{
+        struct msg_stats before, after;
+        struct tp_counters n, end;
+        int rc = remote_stats(r->r, &before);
+
+        n = r->r->ep->n;
+        if (rc == 0)
+                rc = timed_requests(j, r, br);
+        end = r->r->ep->n;
+        if (rc == 0)
+                rc = remote_stats(r->r, &after);
+        if (rc < 0)
+                return rc;
+        count_wire(&r->wire, &n, &end, &before, &after);
+        r->server_cpu_ns += after.cpu_ns - before.cpu_ns;
+        r->server_rss_bytes = after.rss_bytes;
+        return 0;
+}
+
 static int measure_row(struct job *j, struct row *r, uint32_t block)
 {
         struct block_run br = {.block = block, .per_turn = j->digests};
-        struct msg_stats before, after;
-        struct tp_counters n;
-        int rc;
+        struct offset before, after;
+        size_t first = r->nsamples;
+        int rc = converse(j, r, r->execs, block, NULL, sample_turn, &br);
 
-        rc = converse(j, r, r->execs, block, NULL, sample_turn, &br);
         if (rc < 0)
                 return rc;
         r->digests[block] = digest_of(j->digests, j->me.turns * sizeof *j->digests);
         if (row_is_external(r))
                 return timed_requests(j, r, &br);
-        rc = remote_stats(r->r, &before);
-        n = r->r->ep->n;
+        if (row_is_native(r))
+                return counted_requests(j, r, &br);
+        rc = remote_clock(r->r, &before);
         if (rc == 0)
-                rc = timed_requests(j, r, &br);
-        if (rc == 0) {
-                struct tp_counters end = r->r->ep->n;
-
-                rc = remote_stats(r->r, &after);
-                if (rc == 0)
-                        count_wire(&r->wire, &n, &end, &before, &after);
-        }
-        if (rc == 0) {
-                r->server_cpu_ns += after.cpu_ns - before.cpu_ns;
-                r->server_rss_bytes = after.rss_bytes;
-        }
+                rc = counted_requests(j, r, &br);
+        if (rc == 0)
+                rc = remote_clock(r->r, &after);
+        if (rc == 0)
+                row_settle_clock(r, r->samples + first, r->nsamples - first, &before, &after);
         return rc;
 }
 
@@ -584,7 +598,8 @@ static void mark_block(struct row *r)
         r->mark = (struct row_mark){.wire = r->wire,
                                     .client_cpu_ns = r->client_cpu_ns,
                                     .server_cpu_ns = r->server_cpu_ns,
-                                    .digest_errors = r->digest_errors};
+                                    .digest_errors = r->digest_errors,
+                                    .clock = r->clock};
 }
 
 /* What a row had of the block that broke goes, counters too: only finished blocks count. */
@@ -597,6 +612,7 @@ static void drop_block(struct row *r, uint32_t block)
         r->wire = r->mark.wire;
         r->client_cpu_ns = r->mark.client_cpu_ns, r->server_cpu_ns = r->mark.server_cpu_ns;
         r->digest_errors = r->mark.digest_errors;
+        r->clock = r->mark.clock;
 }
 
 static void run_block(struct job *j, uint32_t block)
@@ -810,6 +826,21 @@ static void describe_server(struct job *j)
         }
 }
 
+static void all_wire_floors(struct job *j)
+{
+        bool here = !j->s->opts->external_server;
+
+        for (size_t t = 0; t < j->s->opts->exp->ntransports && here; t++)
+                wire_floors(&j->me, j->s->opts->exp->transports[t]);
+        for (size_t i = 0; i < j->me.nrows; i++) {
+                struct row *r = &j->me.rows[i];
+
+                if (row_is_remote(r) && isnan(r->wire_floor_ns))
+                        r->no_wire_floor = here ? "the medium's plain means could not be had here"
+                                                : "measured only where this sweep starts the server";
+        }
+}
+
 static int measure(struct job *j)
 {
         int rc;
@@ -826,8 +857,7 @@ static int measure(struct job *j)
                 return rc;
         each_row(j, "set-up", set_up_row, false);
         each_row(j, "check pass", check_row, true);
-        for (size_t t = 0; t < j->s->opts->exp->ntransports && !j->s->opts->external_server; t++)
-                wire_floors(&j->me, j->s->opts->exp->transports[t]);
+        all_wire_floors(j);
         each_row(j, "warm-up", warm_row, true);
         return stopped(j->s) ? err_set(-EINTR, "interrupted before the first block") : run_blocks(j);
 }

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "err.h"
+#include "injure.h"
 #include "inside.h"
 #include "log.h"
 
@@ -127,6 +128,10 @@ int srv_time(struct server *srv, struct request *r)
 
         m->received_ns = r->st.received_ns;
         m->offered_ns = clock_ns();
+        if (__builtin_expect(injury.active, 0)) {
+                m->received_ns = injure_clock(m->received_ns);
+                m->offered_ns = injure_clock(m->offered_ns);
+        }
         srv_answer(srv, r, MSG_TIME, m, sizeof(*m), 0);
         return 0;
 }

@@ -653,6 +653,15 @@ static int deliver(struct server *srv, struct request *r)
         return STEP_NEXT;
 }
 
+static void injure_stamps(struct run_stamps *t)
+{
+        uint64_t *stamps[] = {&t->received_ns, &t->taken_ns,    &t->planned_ns,
+                              &t->placed_ns,   &t->executed_ns, &t->offered_ns};
+
+        for (size_t i = 0; i < ARRAY_LEN(stamps); i++)
+                *stamps[i] = injure_clock(*stamps[i]);
+}
+
 static int step_deliver(struct server *srv, struct request *r)
 {
         int rc = deliver(srv, r);
@@ -664,6 +673,8 @@ static int step_deliver(struct server *srv, struct request *r)
                 r->done.stamps = r->st;
         else
                 r->done.stamps.local_ns = r->st.local_ns;
+        if (__builtin_expect(injury.active, 0))
+                injure_stamps(&r->done.stamps);
         if (r->is_call) {
                 struct msg_result *res = (struct msg_result *)r->frame;
 

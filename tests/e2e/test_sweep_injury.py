@@ -100,6 +100,66 @@ class Payload(Case):
                     self.assertLess(abs(us), max(10, 0.05 * gone), leaf)
 
 
+class Clock(Case):
+    """A server whose clock runs fast, as that of another machine may: what is on the way is known all the same."""
+    PPM = 5000                                  # for the sweep is over in some ms
+    TEXT = config([echo("e", 64)], [NATIVE, FULL, RPC], runs=12, requests_per_block=40, warmup_runs=20)
+
+    def measured(self, **env):
+        """Per row the medians of c2s, s2c and the calibrated network in us, and the row."""
+        r = self.sweep(self.TEXT, DJINN_INJURE_KEEP="1", **env)
+        self.assert_no_invalid(r)               # so the exchanges that asked for the time were not counted
+        return {k: ([median([run[key] for run in row["runs"]]) * 1e3
+                     for key in ("client_network_c2s_ms", "client_network_s2c_ms", "network_ms")], row)
+                for k, row in r.rows("e").items() if k[1] != "local"}, r
+
+    def test_one_clock_is_exact(self):
+        """Two processes of one kernel: nothing to measure, nothing to doubt."""
+        rows, r = self.measured()
+        self.assertEqual(r.rows("e")["native_pytorch", "local"]["clock"], None)
+        for k, (_, row) in rows.items():
+            self.assertEqual(row["clock"], {"offset_ns": 0, "moved_ns": 0, "error_bound_ns": 0}, k)
+
+    def wrong(self):
+        found = []
+        rows, r = self.measured(DJINN_INJURE="server_clock=%d" % self.PPM)
+        moved = r.docs["e"]["manifest"]["clock"]
+        self.assertGreater(moved["offset_ns"], 0)
+        for k, ((up, down, network), row) in rows.items():
+            clock, bound = row["clock"], row["clock"]["error_bound_ns"] / 1e3
+            self.assertGreater(bound, 0, k)
+            self.assertGreater(clock["moved_ns"], 0, k)
+            for run in row["runs"]:             # nothing arrives before it was sent, give or take the bound
+                self.assertGreater(min(run["client_network_c2s_ms"], run["client_network_s2c_ms"]) * 1e3, -bound - 1, k)
+            # Following it, each way is a share of the round trip; not following, they are off by what it moved.
+            if clock["moved_ns"] / 1e3 < 5 * network:
+                found.append("%s: moved by %d ns only, %.1f us on the way" % (k, clock["moved_ns"], network))
+            for name, us in ("c2s", up), ("s2c", down):
+                if not 0.1 * network < us < 0.9 * network + 5:
+                    found.append("%s: %s %.1f us of %.1f us" % (k, name, us, network))
+            if row["wire_floor_reason"] is not None or row["decomposition"]["wire_floor_us"] is None:
+                found.append("%s: no wire floor: %s" % (k, row["wire_floor_reason"]))
+        return found
+
+    def test_a_drifting_clock_is_followed(self):
+        found = None
+        for _ in range(3):                      # a stall of the machine between two looks at a clock; not three times
+            found = self.wrong()
+            if not found:
+                return
+        self.fail("\n".join(found))
+
+    def test_a_server_elsewhere_has_no_wire_floor(self):
+        _, urls = self.serve("tcp://127.0.0.1:0", DJINN_INJURE="server_clock=500", DJINN_INJURE_KEEP="1")
+        r = self.sweep(config([echo("e", 64)], [NATIVE, FULL], transports=["tcp"]), "--server", urls[0])
+        row = r.rows("e")["full_djinn", "tcp"]
+        self.assertIsNone(row["decomposition"]["wire_floor_us"])
+        self.assert_says(row["wire_floor_reason"], "this sweep starts the server")
+        for key in ("offset_ns", "error_bound_ns"):     # its clock is far ahead, and was looked at
+            self.assertGreater(row["clock"][key], 0)
+        self.assertIsNone(r.rows("e")["native_pytorch", "local"]["wire_floor_reason"])
+
+
 class OtherJobs(Case):
     TEXT = config([causal("micro", prompt_length=16, new_tokens=6),
                    causal("turns", prompt_length=16, new_tokens=4, turns=3, turn_tokens=4)], FIVE, transports=["shm"])

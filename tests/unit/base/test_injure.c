@@ -35,6 +35,20 @@ static void all_kinds(void **state)
         assert_int_equal(injury.payload_bytes, 10485760);
 }
 
+static void the_clock_of_the_server_runs_fast(void **state)
+{
+        assert_int_equal(init_with("server_clock=250"), 0);
+        assert_int_equal(injury.server_clock_ppm, 250);
+        assert_int_equal(injure_clock(0), 0);
+        assert_int_equal(injure_clock(4000000), 4001000);
+        assert_int_equal(injure_clock(8000), 8002);
+        assert_int_equal(injure_clock(1ull << 60), (1ull << 60) + (1ull << 60) / 4000);
+        for (uint64_t t = 999000; t < 1001000; t++)
+                assert_true(injure_clock(t) < injure_clock(t + 1));
+        assert_int_equal(init_with("drop_state"), 0);
+        assert_int_equal(injure_clock(12345678), 12345678);
+}
+
 static void every_leaf_has_a_key(void **state)
 {
         char text[128];
@@ -59,6 +73,9 @@ static void nonsense_is_refused(void **state)
             "delay:=5",
             "delay:server_execution=5us",
             "payload=0",
+            "server_clock=0",
+            "server_clock=-3",
+            "server_clock=10001",
             "payload=99999999999999999999",
             "drop",
             "drop_state,",
@@ -99,6 +116,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(unset_or_empty_is_healthy),
             cmocka_unit_test(all_kinds),
+            cmocka_unit_test(the_clock_of_the_server_runs_fast),
             cmocka_unit_test(every_leaf_has_a_key),
             cmocka_unit_test(nonsense_is_refused),
             cmocka_unit_test(the_delay_is_felt_in_its_leaf_only),

@@ -148,6 +148,7 @@ static json *measured_document(void)
                 s.order_len[b] = ARRAY_LEN(order);
         }
         s.me.blocks = BLOCKS;
+        s.rows[1].clock = (struct row_clock){.first_ns = -3, .last_ns = 7, .error_ns = 1234, .known = true};
         doc = result_document(&s.me);
         scene_free(&s);
         return doc;
@@ -235,6 +236,11 @@ static void what_was_measured_is_taken(void **state)
         assert_int_equal(s.rows[1].nnets, SAMPLES);
         assert_int_equal(s.rows[1].nets[0].ns, 5000);
         assert_int_equal(s.rows[1].wire.up_messages, TURNS * BLOCKS * REQUESTS);
+        assert_false(s.rows[0].clock.known);
+        assert_true(s.rows[1].clock.known);
+        assert_int_equal(s.rows[1].clock.first_ns, -3);
+        assert_int_equal(s.rows[1].clock.last_ns, 7);
+        assert_int_equal(s.rows[1].clock.error_ns, 1234);
         assert_int_equal(s.rows[2].nsamples, 0); /* was never set up */
         assert_null(s.rows[2].samples);
         scene_free(&s);
