@@ -207,7 +207,8 @@ void doctor_where(const struct doctor *d, char out[DOC_PATH], const char *fmt, .
 
         FULL_PATH(d, path, fmt);
         real = realpath(path, NULL);
-        at = real && strlen(real) >= skip ? strstr(real + skip, "/devices/") : NULL; /* a link may lead out of the root */
+        at = real && strlen(real) >= skip ? strstr(real + skip, "/devices/")
+                                          : NULL; /* a link may lead out of the root */
         snprintf(out, DOC_PATH, "%s", at ? at + strlen("/devices/") : "");
         free(real);
 }

@@ -25,6 +25,7 @@
 
 #define GRACE_NS       (1 * NS_PER_S)
 #define GRACE_LATER_NS (5 * NS_PER_S)
+#define STRANGER_NS    (5 * NS_PER_S) /* how long each word of somebody may take who has not shown that he has the key */
 
 /* ---- the driver ---- */
 
@@ -224,14 +225,13 @@ static int check_bounds(struct perf_conn *c, const struct perf_ctl *hello)
         return 0;
 }
 
-static int serve_auth(struct perf_session *s, struct perf_ctl *m)
+static int serve_auth(struct perf_session *s, const uint8_t theirs[NONCE_BYTES], struct perf_ctl *m)
 {
         const struct auth_key *key = &s->o->key;
         struct perf_conn *c = &s->conns[0];
-        uint8_t theirs[NONCE_BYTES], nonce[NONCE_BYTES];
+        uint8_t nonce[NONCE_BYTES];
         int rc;
 
-        memcpy(theirs, m->nonce, sizeof(theirs));
         nonce_random(nonce);
         memset(m, 0, sizeof(*m));
         m->kind = PERF_WELCOME;
@@ -298,15 +298,18 @@ static int hear_hello(struct perf_session *s, struct perf_ctl *m)
         }
         if (rc < 0 || (rc = check_config(c, s->o, m)) < 0)
                 return rc;
-        rc = check_bounds(c, m);
-        if (rc < 0)
-                return rc;
-        s->stall_ns = m->f[PF_STALL];
-        s->tx_bytes = m->f[PF_TX_BYTES];
-        s->rx_bytes = m->f[PF_RX_BYTES];
-        s->last = m->f[PF_LAST] != 0;
-        return perf_session_share(s, (unsigned)m->f[PF_CONNECTIONS], (unsigned)m->f[PF_THREADS],
-                                  (unsigned)m->f[PF_DEPTH]);
+        return check_bounds(c, m);
+}
+
+/* Only from now on the driver's word is worth time and memory. */
+static int take_terms(struct perf_session *s, const struct perf_ctl *hello)
+{
+        s->stall_ns = hello->f[PF_STALL];
+        s->tx_bytes = hello->f[PF_TX_BYTES];
+        s->rx_bytes = hello->f[PF_RX_BYTES];
+        s->last = hello->f[PF_LAST] != 0;
+        return perf_session_share(s, (unsigned)hello->f[PF_CONNECTIONS], (unsigned)hello->f[PF_THREADS],
+                                  (unsigned)hello->f[PF_DEPTH]);
 }
 
 static int accept_first(struct perf_session *s)
@@ -321,6 +324,7 @@ static int accept_first(struct perf_session *s)
 
                 rc = perf_stopped ? err_set(-EINTR, "ended by a signal while nobody had connected")
                                   : tp_wait(w->ctx, &ev, 1, clock_ns() + 20 * NS_PER_MS);
+                rc = rc > 0 ? perf_take(w, &ev) : rc; /* somebody whom an earlier driver left behind */
                 if (rc < 0)
                         return rc;
         }
@@ -334,7 +338,7 @@ static int accept_first(struct perf_session *s)
 
 int perf_agree_serve(struct perf_session *s, struct tp_ctx *ctx, struct tp_listener *tl)
 {
-        struct perf_ctl *m = calloc(1, sizeof(*m));
+        struct perf_ctl *m = calloc(2, sizeof(*m)), *hello = m + 1;
         int rc;
 
         if (!m)
@@ -343,8 +347,10 @@ int perf_agree_serve(struct perf_session *s, struct tp_ctx *ctx, struct tp_liste
         s->workers[0].tl = tl;
         rc = accept_first(s);
         s->phase = "agreeing on the measurement";
-        rc = rc ? rc : hear_hello(s, m);
-        rc = rc ? rc : serve_auth(s, m);
+        s->stall_ns = s->stall_ns < STRANGER_NS ? s->stall_ns : STRANGER_NS;
+        rc = rc ? rc : hear_hello(s, hello);
+        rc = rc ? rc : serve_auth(s, hello->nonce, m);
+        rc = rc ? rc : take_terms(s, hello);
         if (rc == 0) {
                 rc = serve_together(s, m);
                 if (rc == -ENOMEM || rc == -EADDRINUSE || rc == -EPROTO || rc == -EINVAL) { /* the driver is to know */

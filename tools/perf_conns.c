@@ -320,8 +320,8 @@ static int answer_attach(struct perf_worker *w, struct tp_ep *ep, const struct p
         struct perf_conn *c;
         int rc;
 
-        if (hello->f[PF_TOKEN_0] != s->token[0] || hello->f[PF_TOKEN_1] != s->token[1] || index >= s->n_conns ||
-            index % s->n_workers != w->index || s->conns[index].tx_mem || (index == 0) != (s->conns[0].ep == ep))
+        if (index >= s->n_conns || index % s->n_workers != w->index || s->conns[index].tx_mem ||
+            (index == 0) != (s->conns[0].ep == ep) || (index != 0 && ep->user))
                 return err_set(-EPROTO, "%s: %s asks for a connection that was not agreed on", s->phase, ep->peer);
         c = &s->conns[index];
         c->ep = ep;
@@ -336,28 +336,23 @@ static int answer_attach(struct perf_worker *w, struct tp_ep *ep, const struct p
         return rc ? rc : import_key(c, &hello->key);
 }
 
-/* Somebody else, who wants to be served meanwhile, is told so. */
-static void turn_away(struct perf_worker *w, struct tp_ep *ep)
+static bool is_ours(const struct perf_session *s, const struct perf_ctl *m)
 {
-        struct perf_conn c = {.ep = ep, .w = w};
-
-        ep->user = &c;
-        perf_refuse(&c, -EBUSY, PERF_BUSY "; try again, or with --wait S");
-        ep->user = NULL;
-        tp_ep_close(ep);
+        return m->kind == PERF_ATTACH && m->f[PF_TOKEN_0] == s->token[0] && m->f[PF_TOKEN_1] == s->token[1];
 }
 
+/* Somebody else, who wants to be served meanwhile, is told so: what he says does not end what he has no part in. */
 static int first_message(struct perf_worker *w, const struct tp_event *ev, unsigned *attached)
 {
         struct perf_ctl *m = malloc(sizeof(*m));
         int rc = m ? perf_ctl_parse(w, ev->ep->peer, ev->data, ev->len, m) : err_set(-ENOMEM, "no memory");
 
         tp_release(ev->ep, ev->cookie);
-        if (rc == 0 && m->kind == PERF_ATTACH) {
+        if (rc == 0 && is_ours(w->s, m)) {
                 rc = answer_attach(w, ev->ep, m);
                 *attached += rc == 0;
         } else if (ev->ep->user == NULL) {
-                turn_away(w, ev->ep);
+                perf_turn_away(w, ev->ep, PERF_BUSY "; try again, or with --wait S");
                 rc = 0;
         } else if (rc == 0) {
                 rc = err_set(-EPROTO, "%s: control message %d from %s where a connection was expected", w->s->phase,

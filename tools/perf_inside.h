@@ -341,6 +341,10 @@ int perf_ctl_parse(const struct perf_worker *w, const char *peer, const void *da
 uint32_t perf_ctl_version(void);
 /* Tells why, whatever version the other end has. Returns code with the sentence. */
 int perf_refuse(struct perf_conn *c, int code, const char *why);
+/* Closes the connection of somebody who is not served, and tells him why if that can be done without waiting. */
+void perf_turn_away(struct perf_worker *w, struct tp_ep *ep, const char *why);
+/* What is no printable ASCII becomes '?'. */
+void perf_printable(char *text);
 int perf_tell_text(struct perf_conn *c, const char *text);
 /* free() it. */
 int perf_hear_text(struct perf_conn *c, char **text);

@@ -156,16 +156,25 @@ static void encode(struct wire_ctl *out, const struct perf_ctl *m)
         memcpy(out->body, m->body, sizeof(out->body));
 }
 
+static struct wire_ctl *next_out(struct perf_worker *w, const struct perf_ctl *m)
+{
+        struct wire_ctl *out;
+
+        if (!w->out && !(w->out = calloc(OUT_RING, sizeof(*w->out))))
+                return NULL;
+        out = &w->out[w->out_at++ % OUT_RING];
+        encode(out, m);
+        return out;
+}
+
 int perf_tell_now(struct perf_conn *c, const struct perf_ctl *m)
 {
         struct perf_worker *w = c->w;
-        struct wire_ctl *out;
+        struct wire_ctl *out = next_out(w, m);
         int rc;
 
-        if (!w->out && !(w->out = calloc(OUT_RING, sizeof(*w->out))))
+        if (!out)
                 return err_set(-ENOMEM, "no memory for control messages");
-        out = &w->out[w->out_at++ % OUT_RING];
-        encode(out, m);
         while ((rc = tp_send(c->ep, out, sizeof(*out), 0, PERF_NO_COOKIE)) == -EAGAIN)
                 if ((rc = poll_once(w)) < 0)
                         return rc;
@@ -181,6 +190,14 @@ int perf_tell(struct perf_conn *c, const struct perf_ctl *m)
         return rc ? rc : perf_drain(c);
 }
 
+/* What is put before a user, and comes from somebody whom we need not trust, must not move the cursor. */
+void perf_printable(char *text)
+{
+        for (; *text; text++)
+                if (*text < ' ' || *text > '~')
+                        *text = '?';
+}
+
 int perf_ctl_parse(const struct perf_worker *w, const char *peer, const void *data, size_t len, struct perf_ctl *m)
 {
         static _Thread_local struct wire_ctl in;
@@ -192,6 +209,7 @@ int perf_ctl_parse(const struct perf_worker *w, const char *peer, const void *da
         if (len < WIRE_HEAD || le64toh(in.magic) != CTL_MAGIC)
                 return err_set(-EPROTO, "%s: %s is no djinnbench perf", w->s->phase, peer);
         in.why[sizeof(in.why) - 1] = '\0';
+        perf_printable(in.why);
         if (version != CTL_VERSION && le32toh(in.kind) == PERF_REFUSED)
                 return err_set(-EPERM, "%s: the other end refuses: %s", peer, in.why);
         if (version != CTL_VERSION || len != sizeof(in))
@@ -253,6 +271,22 @@ int perf_refuse(struct perf_conn *c, int code, const char *why)
         code = err_set(code, "refused %s: %s", c->ep->peer, m->why);
         free(m);
         return code;
+}
+
+void perf_turn_away(struct perf_worker *w, struct tp_ep *ep, const char *why)
+{
+        struct perf_ctl *m = calloc(1, sizeof(*m));
+        struct wire_ctl *out;
+
+        if (m) {
+                m->kind = PERF_REFUSED;
+                snprintf(m->why, sizeof(m->why), "%s", why);
+                out = next_out(w, m);
+                if (out)
+                        tp_send(ep, out, sizeof(*out), 0, PERF_NO_COOKIE);
+        }
+        free(m);
+        tp_ep_close(ep);
 }
 
 /* ---- texts ---- */

@@ -13,6 +13,7 @@
 static void take_words(struct perf_peer_info *info, struct perf_ctl *m)
 {
         m->body[PERF_BODY - 1] = '\0';
+        perf_printable((char *)m->body);
         sscanf((const char *)m->body, "%31s %47s", info->version, info->commit);
         info->needs_key = m->f[PF_KEYED] != 0;
 }

@@ -99,6 +99,10 @@ int perf_raw_answer(struct perf_session *s, struct perf_ctl *m)
 
         if (rc)
                 return rc;
+        if (k.stride * k.window > 2 * PERF_REGION_MAX) /* a slot for each message in flight, whatever k.slots */
+                return perf_refuse(
+                    &s->conns[0], -EINVAL,
+                    "more memory is asked for than this end gives: the bare medium needs size times depth");
         how = raw_how(s, &k);
         if (s->raw)
                 raw_free(s->raw);

@@ -61,6 +61,7 @@ static void warn_governor(const json *host, const char *end, perf_warn_fn warn, 
         if (!governor || !strcmp(governor, "performance"))
                 return;
         snprintf(text, sizeof(text), "the frequency governor of %s is %.40s, not performance", end, governor);
+        perf_printable(text); /* it may be the other end's word */
         warn(to, text);
 }
 

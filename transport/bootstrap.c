@@ -22,6 +22,8 @@
 #define BOOT_HALF_MAX 64u
 #define BOOT_HALF_NS  (5 * NS_PER_S)
 #define BOOT_BACKLOG  256
+#define BOOT_AGAIN_NS (100 * NS_PER_MS) /* how long a listener rests that has no descriptor for a connection */
+#define BOOT_TELL_NS  (60 * NS_PER_S)
 
 static const char boot_magic[8] = "djinnBTS";
 
@@ -62,16 +64,27 @@ int boot_send(int fd, uint32_t protocol, enum boot_kind kind, int status, uint64
         return send(fd, &out, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len ? 0 : -EPIPE;
 }
 
+/* What came from somebody whom we need not trust: no control characters on the user's terminal. */
+static void printable(char *out, const void *from, size_t len)
+{
+        const char *in = from;
+
+        for (size_t i = 0; i < len; i++)
+                out[i] = in[i] >= ' ' && in[i] <= '~' ? in[i] : '?';
+        out[len] = '\0';
+}
+
 static int head_check(const struct boot_head *h, uint32_t protocol, const char *peer)
 {
         uint32_t status = le32toh(h->status);
+        char other[sizeof(h->protocol) + 1];
 
         if (le16toh(h->version) != BOOT_VERSION)
                 return err_set(-EPROTO, "%s: the peer speaks version %u of the bootstrap, this program version %u",
                                peer, le16toh(h->version), BOOT_VERSION);
+        printable(other, &h->protocol, sizeof(h->protocol));
         if (le32toh(h->protocol) != protocol)
-                return err_set(-EPROTO, "%s: a djinnbench listens there, but for another transport (%.4s)", peer,
-                               (const char *)&h->protocol);
+                return err_set(-EPROTO, "%s: a djinnbench listens there, but for another transport (%s)", peer, other);
         if (!h->kind || le16toh(h->kind) >= BOOT_KINDS || le32toh(h->len) > BOOT_PAYLOAD_MAX || status > 4095)
                 return err_set(-EPROTO, "%s: sent a frame that no version sends", peer);
         return 0;
@@ -240,14 +253,11 @@ int boot_connect(const char *url, const struct tp_url *u, uint64_t deadline_ns, 
         return fd;
 }
 
-/* The sentence came from somebody whom we need not trust: no control characters on the user's terminal. */
 static int refused(const char *url, const struct boot_frame *f)
 {
         char text[BOOT_PAYLOAD_MAX + 1];
 
-        for (uint32_t i = 0; i < f->len; i++)
-                text[i] = f->payload[i] >= ' ' && f->payload[i] < 127 ? (char)f->payload[i] : '?';
-        text[f->len] = '\0';
+        printable(text, f->payload, f->len);
         return err_set(f->status ? f->status : -ECONNREFUSED, "%s: the peer refused the connection: %s", url, text);
 }
 
@@ -291,6 +301,7 @@ struct boot_listener {
         struct boot_serve serve;
         int fd, epfd, timerfd;
         bool deaf;
+        uint64_t again_ns, told_ns; /* 0: it does not rest; when the user was last told why it does */
         struct boot_half half[BOOT_HALF_MAX];
 };
 
@@ -494,6 +505,10 @@ static void halves_expire(struct boot_listener *l)
 
         if (read(l->timerfd, &ticks, sizeof(ticks)) < 0 && errno == EAGAIN)
                 return;
+        if (l->again_ns > now)
+                next = l->again_ns;
+        else
+                l->again_ns = 0; /* boot_listener_progress hears again */
         for (unsigned i = 0; i < BOOT_HALF_MAX; i++) {
                 struct boot_half *h = &l->half[i];
 
@@ -518,13 +533,32 @@ static void hear(struct boot_listener *l, bool more)
         l->deaf = !more;
 }
 
+/* The connection stays in the kernel's queue, where it would wake us again and again. */
+static void rest(struct boot_listener *l, int error)
+{
+        uint64_t now = clock_ns();
+
+        if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM)
+                return;
+        if (!l->told_ns || now - l->told_ns > BOOT_TELL_NS) {
+                l->told_ns = now;
+                log_warn("%s: cannot accept a connection: %s; those who connect wait until there is room",
+                         l->serve.scheme, strerror(error));
+        }
+        l->again_ns = now + BOOT_AGAIN_NS;
+        hear(l, false);
+        timer_set(l, l->again_ns);
+}
+
 static void take_new(struct boot_listener *l)
 {
         for (unsigned i = 0; i < BOOT_HALF_MAX; i++) {
                 int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
-                if (fd < 0)
+                if (fd < 0) {
+                        rest(l, errno);
                         return;
+                }
                 tune(fd);
                 half_begin(l, fd);
         }
@@ -535,7 +569,7 @@ void boot_listener_progress(struct boot_listener *l, bool more)
         struct epoll_event got[16];
         int n;
 
-        hear(l, more);
+        hear(l, more && l->again_ns == 0);
         n = epoll_wait(l->epfd, got, ARRAY_LEN(got), 0);
         for (int i = 0; i < n; i++) {
                 if (got[i].data.u64 == TAG_SOCKET)
@@ -545,4 +579,5 @@ void boot_listener_progress(struct boot_listener *l, bool more)
                 else
                         half_progress(l, &l->half[got[i].data.u64 - TAG_HALF]);
         }
+        hear(l, more && l->again_ns == 0);
 }

@@ -513,9 +513,7 @@ static int add_region(struct loop_ep *e, const struct mem_region *mem, bool owne
         pthread_mutex_unlock(&loop_lock);
         m->base.ep = &e->base;
         m->base.region = *mem;
-        m->base.path = mem->kind == MEM_HOST ? "host" : "copy";
-        if (mem->kind != MEM_HOST)
-                strcpy(m->base.why, "loop moves bytes with the processor, through the device's own copy functions");
+        m->base.path = "host";
         m->region = r;
         m->next = e->mems;
         e->mems = m;
@@ -553,6 +551,10 @@ static int loop_alloc(struct tp_ep *ep, size_t len, struct tp_mem **out)
 
 static int loop_reg(struct tp_ep *ep, const struct mem_region *region, struct tp_mem **out)
 {
+        if (region->kind != MEM_HOST)
+                return err_set(-ENOTSUP,
+                               "%s: the processor moves host memory only; stage device memory through tp_alloc's",
+                               ep->peer);
         return add_region(container_of(ep, struct loop_ep, base), region, false, out);
 }
 

@@ -27,6 +27,7 @@
 #define READY_MAX     64u
 #define CLOSE_WAIT_NS (1 * NS_PER_S)
 #define BYE_WAIT_NS   (1 * NS_PER_S)
+#define FRAMES_MOST   8u /* taken from one bootstrap socket in one go */
 #define CQ_FIRST      2048u
 #define WC_FIRST      1024u
 #define RING_WIDE     (256u << 10)
@@ -820,7 +821,7 @@ static void ep_said(struct rdma_ep *ep, const struct boot_frame *f)
 {
         switch (f->kind) {
         case BOOT_BYE:
-                if (ep->state != RDMA_EP_LIVE)
+                if (ep->state != RDMA_EP_LIVE || ep->bye)
                         break;
                 ep->bye = true;
                 ep->bye_count = f->count;
@@ -840,14 +841,18 @@ static void ep_said(struct rdma_ep *ep, const struct boot_frame *f)
 static void ep_listen_to(struct rdma_ctx *c, struct rdma_ep *ep)
 {
         struct boot_frame f;
-        int rc;
+        int rc = 1;
 
-        while ((rc = boot_receive(ep->fd, PROTOCOL, &ep->in, ep->base.peer, &f)) > 0)
-                ep_said(ep, &f);
-        if (rc == 0)
+        /* An honest peer says one or two; one that never stops does not keep this thread from the others. */
+        for (unsigned i = 0; i < FRAMES_MOST && rc > 0; i++) {
+                rc = boot_receive(ep->fd, PROTOCOL, &ep->in, ep->base.peer, &f);
+                if (rc > 0)
+                        ep_said(ep, &f);
+        }
+        if (rc >= 0 && ep->state <= RDMA_EP_LIVE)
                 return;
         epoll_ctl(c->epfd, EPOLL_CTL_DEL, ep->fd, NULL);
-        if (ep->bye)
+        if (ep->bye || rc >= 0)
                 return;
         rdma_fail(ep, -ECONNRESET, "%s: the peer has gone without closing the connection (%s)", ep->base.peer,
                   rc == -EPIPE ? "its process ended" : strerror(-rc));

@@ -369,7 +369,8 @@ static void on_event(struct rdma_ctx *c, struct rdma_cm_event *e)
         case RDMA_CM_EVENT_REJECTED:
         case RDMA_CM_EVENT_DISCONNECTED:
         case RDMA_CM_EVENT_DEVICE_REMOVAL:
-                if (id->context)
+                /* A device that goes away tells listeners, too. */
+                if (id->context && *(enum rdma_tag *)id->context == RDMA_TAG_EP)
                         on_end(id->context, type);
                 break;
         default:

@@ -1103,6 +1103,10 @@ static int shm_reg(struct tp_ep *ep, const struct mem_region *region, struct tp_
 {
         struct shm_mem *m;
 
+        if (region->kind != MEM_HOST)
+                return err_set(-ENOTSUP,
+                               "%s: the processor moves host memory only; stage device memory through tp_alloc's",
+                               ep->peer);
         m = mem_new(shm_ep_of(ep));
         if (!m)
                 return err_trail(-ENOMEM, "registering %zu bytes", region->len);

@@ -38,7 +38,9 @@
 #define TCP_GREETING_NS   (5 * NS_PER_S)
 #define TCP_CLOSE_WAIT_MS 20
 #define TCP_BACKLOG       256
-#define TCP_PEER_MSG_MAX  (16u << 20) /* what a peer may claim to take */
+#define TCP_TELL_NS       (60 * NS_PER_S)
+#define TCP_AGAIN_NS      (100 * NS_PER_MS) /* how long a listener rests that has no descriptor for a connection */
+#define TCP_PEER_MSG_MAX  (16u << 20)       /* what a peer may claim to take */
 
 static const char greeting_magic[8] = "djinnTCP";
 
@@ -70,7 +72,8 @@ struct tcp_half {
 struct tcp_listener {
         enum tcp_tag tag; /* first */
         int fd;
-        bool deaf; /* not in the epoll set, because enough endpoints wait to be accepted */
+        bool deaf; /* not in the epoll set, because enough endpoints wait to be accepted, or until again_ns */
+        uint64_t again_ns, told_ns; /* 0: it does not rest; when the user was last told why it does */
         unsigned n_ready;
         struct tcp_ep *ready, **ready_end;
         struct tcp_listener *prev, *next;
@@ -513,7 +516,7 @@ static void half_begin(struct tcp_listener *l, int fd)
                 h->fd = -1;
                 return;
         }
-        if (c->n_half++ == 0)
+        if (c->n_half++ == 0 && l->again_ns == 0)
                 timer_set(c, h->deadline_ns);
 }
 
@@ -585,6 +588,23 @@ static void listener_hear(struct tcp_listener *l, bool hear)
         l->deaf = !hear;
 }
 
+/* The connection stays in the kernel's queue, where it would wake us again and again. */
+static void listener_rest(struct tcp_listener *l, int error)
+{
+        uint64_t now = clock_ns();
+
+        if (error != EMFILE && error != ENFILE && error != ENOBUFS && error != ENOMEM)
+                return;
+        if (!l->told_ns || now - l->told_ns > TCP_TELL_NS) {
+                l->told_ns = now;
+                log_warn("%s: cannot accept a connection: %s; those who connect wait until there is room", l->base.url,
+                         strerror(error));
+        }
+        l->again_ns = now + TCP_AGAIN_NS;
+        listener_hear(l, false);
+        timer_set(tcp_ctx_of(l->base.ctx), l->again_ns);
+}
+
 static void listener_progress(struct tcp_listener *l)
 {
         for (unsigned i = 0; i < TCP_BACKLOG; i++) {
@@ -595,8 +615,10 @@ static void listener_progress(struct tcp_listener *l)
                         return;
                 }
                 fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-                if (fd < 0)
+                if (fd < 0) {
+                        listener_rest(l, errno);
                         return;
+                }
                 tcp_socket_tune(fd);
                 half_begin(l, fd);
         }
@@ -609,6 +631,12 @@ static void halves_expire(struct tcp_ctx *c)
         if (read(c->timerfd, &ticks, sizeof(ticks)) < 0 && errno == EAGAIN)
                 return;
         for (struct tcp_listener *l = c->listeners; l; l = l->next) {
+                if (l->again_ns > now) {
+                        next = l->again_ns < next ? l->again_ns : next;
+                } else if (l->again_ns) {
+                        l->again_ns = 0;
+                        listener_hear(l, l->n_ready < TCP_READY_MAX);
+                }
                 for (unsigned i = 0; i < TCP_HALF_MAX; i++) {
                         struct tcp_half *h = &l->half[i];
 
@@ -653,7 +681,7 @@ static int tcp_accept(struct tp_listener *base, struct tp_ep **out)
         if (!l->ready)
                 l->ready_end = &l->ready;
         l->n_ready--;
-        listener_hear(l, true);
+        listener_hear(l, l->again_ns == 0);
         rc = ep_join(ep);
         if (rc < 0) {
                 ep_free(ep);

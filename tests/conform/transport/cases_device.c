@@ -378,7 +378,27 @@ static void forced_side(struct side *s)
         barrier(s);
 }
 
+/* ---- device_refused: a medium that moves bytes with the processor says so, instead of touching them ---- */
+
+static void refused_side(struct side *s)
+{
+        struct device d;
+        struct tp_mem *mem;
+
+        if (is_rdma(s)) {
+                fprintf(stderr, "skipped: %s takes device memory\n", s->backend->name);
+                _exit(EXIT_SKIP);
+        }
+        device_make(&d, 8192);
+        CHECK_EQ(tp_reg(s->ep, &d.region, &mem), -ENOTSUP);
+        CHECK(strstr(err_text(), "stage device memory through tp_alloc's") != NULL);
+        device_free(&d);
+        OK(tp_alloc(s->ep, 8192, &mem));
+        barrier(s);
+}
+
 const struct tcase device_cases[] = {
+    {"device_refused", refused_side, refused_side, 0},
     {"device_memory", memory_a, memory_b, 0},
     {"device_both_ways", both_side, both_side, 0},
     {"device_forced", forced_side, forced_side, BARE | NOT_FAULT},

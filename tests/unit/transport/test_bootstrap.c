@@ -8,8 +8,10 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -202,6 +204,49 @@ static void test_strangers(void **state)
         boot_listener_close(s.l);
 }
 
+/* No descriptor for whoever comes: the listener does not wake its user for that, and takes him later. */
+static void test_no_descriptors(void **state)
+{
+        struct server s;
+        struct pollfd p = {.events = POLLIN};
+        struct rlimit r;
+        unsigned polls = 0;
+        int fd, lowest;
+
+        server_start(&s);
+        p.fd = boot_listener_fd(s.l);
+        fd = dial(&s);
+        lowest = dup(fd);
+        close(lowest);
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)lowest, r.rlim_max}), 0);
+        assert_int_equal(poll(&p, 1, 1000), 1);
+        do /* a listener that spins is never quiet */
+                progress(&s);
+        while (poll(&p, 1, 0) != 0 && ++polls < 1000);
+        assert_true(polls < 1000);
+        assert_int_equal(poll(&p, 1, 1000), 1); /* it looks again by itself */
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+        assert_int_equal(boot_send(fd, PROTO, BOOT_HELLO, 0, 0, "z", 1), 0);
+        until(&s, &s.hellos, 1);
+        close(fd);
+        boot_listener_close(s.l);
+}
+
+static void test_other_protocols_do_not_move_the_cursor(void **state)
+{
+        struct boot_frame f = {.kind = BOOT_ANSWER};
+        struct boot_reader in = {0};
+        int sv[2];
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sv), 0);
+        assert_int_equal(boot_send(sv[0], BOOT_PROTOCOL(27, '[', '2', 'J'), BOOT_ANSWER, 0, 0, NULL, 0), 0);
+        assert_int_equal(boot_receive(sv[1], PROTO, &in, "peer", &f), -EPROTO);
+        assert_non_null(strstr(err_text(), "(?[2J)"));
+        close(sv[0]);
+        close(sv[1]);
+}
+
 static void test_nobody(void **state)
 {
         struct server s;
@@ -256,8 +301,13 @@ static void test_urls(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(test_exchange), cmocka_unit_test(test_refused), cmocka_unit_test(test_strangers),
-            cmocka_unit_test(test_nobody),   cmocka_unit_test(test_urls),
+            cmocka_unit_test(test_exchange),
+            cmocka_unit_test(test_refused),
+            cmocka_unit_test(test_strangers),
+            cmocka_unit_test(test_nobody),
+            cmocka_unit_test(test_urls),
+            cmocka_unit_test(test_no_descriptors),
+            cmocka_unit_test(test_other_protocols_do_not_move_the_cursor),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

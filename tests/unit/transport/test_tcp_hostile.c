@@ -16,6 +16,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -279,6 +280,32 @@ static void a_greeting_may_come_in_pieces(void **state)
         tp_ep_close(ep);
 }
 
+/* Nothing to accept with: the context does not wake its user for that, and takes whoever waits later. */
+static void no_descriptors_are_no_reason_to_spin(void **state)
+{
+        struct pollfd p = {.fd = tp_fd(ctx), .events = POLLIN};
+        struct hello h = hello();
+        struct tp_event ev;
+        struct rlimit r;
+        int fd = stranger(), lowest = dup(fd);
+        unsigned polls = 0;
+
+        close(lowest);
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)lowest, r.rlim_max}), 0);
+        assert_int_equal(poll(&p, 1, 1000), 1);
+        do /* a look at the sockets is not part of each poll; a listener that spins is never quiet */
+                assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+        while (poll(&p, 1, 0) != 0 && ++polls < 100000);
+        assert_true(polls < 100000);
+        assert_int_equal(poll(&p, 1, 1000), 1); /* it looks again by itself */
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+        say(fd, &h, sizeof(h));
+        tp_ep_close(accept_one());
+        close(fd);
+        expect_service();
+}
+
 static void what_does_not_greet_back_is_no_server(void **state)
 {
         struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -491,6 +518,7 @@ int main(void)
             cmocka_unit_test_setup_teardown(nonsense_in_a_greeting_is_refused, set_up, tear_down),
             cmocka_unit_test_setup_teardown(the_silent_are_bounded, set_up, tear_down),
             cmocka_unit_test_setup_teardown(a_greeting_may_come_in_pieces, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(no_descriptors_are_no_reason_to_spin, set_up, tear_down),
             cmocka_unit_test_setup_teardown(what_does_not_greet_back_is_no_server, set_up, tear_down),
             cmocka_unit_test_setup_teardown(lying_frames_end_their_connection_only, set_up, tear_down),
             cmocka_unit_test_setup_teardown(messages_before_a_death_are_delivered, set_up, tear_down),
