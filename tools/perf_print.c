@@ -44,13 +44,19 @@ static void print_cores(const struct perf_info *info)
         json_free(peer);
 }
 
+/* With --forever the lines before the last one are seconds. */
+static const char *first_head(const struct perf_opts *o)
+{
+        return o->forever ? "time/size" : "size";
+}
+
 static void print_latency_head(const struct perf_opts *o, enum perf_op op)
 {
         const char *what = o->rate > 0       ? "round trip from the intended start, us"
                            : op == PERF_READ ? "round trip, us"
                                              : "half round trip, us";
 
-        printf("%s\n%9s %-9s %9s %9s", what, "size", "op", "samples", "min");
+        printf("%s\n%9s %-9s %9s %9s", what, first_head(o), "op", "samples", "min");
         for (int i = 0; i < PERF_QUANTILES; i++)
                 printf(" %9s", perf_quantiles[i].head);
         printf(" %9s\n", "max");
@@ -58,11 +64,13 @@ static void print_latency_head(const struct perf_opts *o, enum perf_op op)
 
 void perf_print_head(const struct perf_opts *o, const struct perf_info *info, enum perf_op op)
 {
-        printf("%s over %s to %s, memory: %s", perf_test_names[o->test], info->transport, info->peer, info->path);
+        printf("%s over %s to %s\nmemory: %s", perf_test_names[o->test], info->transport, info->peer, info->path);
         print_cores(info);
         if (info->attr.device[0] || info->attr.netdev[0])
                 printf("; device %s%s%s", info->attr.device, info->attr.device[0] && info->attr.netdev[0] ? " " : "",
                        info->attr.netdev);
+        if (info->attr.emulated)
+                printf("; EMULATED");
         if (o->connections > 1 || o->threads > 1)
                 printf("; %lld connections, %lld threads", (long long)o->connections, (long long)o->threads);
         printf("\n");
@@ -72,8 +80,8 @@ void perf_print_head(const struct perf_opts *o, const struct perf_info *info, en
                 print_latency_head(o, op);
         } else {
                 printf("confirmed by the receiver%s\n", o->bidirectional ? "; both directions together" : "");
-                printf("%9s %-9s %6s %9s %9s %9s %12s %9s %10s\n", "size", "op", "depth", "transfers", "GB/s", "Gbit/s",
-                       "messages/s", "spread %", "footprint");
+                printf("%9s %-9s %6s %9s %9s %9s %12s %9s %10s\n", first_head(o), "op", "depth", "transfers", "GB/s",
+                       "Gbit/s", "messages/s", "spread %", "footprint");
         }
         fflush(stdout);
 }
@@ -118,7 +126,7 @@ static void print_bw(const struct perf_row *row, const struct perf_opts *o)
 
         printf(" %6u %9llu %9.3f %9.2f %12.0f", row->window, (unsigned long long)row->sum.iterations,
                perf_row_gbytes(row), perf_row_gbytes(row) * 8, perf_row_rate(row));
-        if (row->replicates)
+        if (row->replicates > 1)
                 printf(" %9.1f", 100 * (s.max - s.min) / s.median);
         else
                 printf(" %9s", "-");
@@ -138,7 +146,10 @@ static void print_extra(const struct perf_result *r, const struct perf_row *row)
                 printf("%9s %-9s %9llu", "", "one way", (unsigned long long)w->n);
                 print_us(w->min_ns);
                 print_us(w->p50_ns);
-                printf("   clock error at most %.3f us%s\n", w->error_ns / 1e3, w->same_clock ? ": one clock" : "");
+                if (w->same_clock)
+                        printf("   both ends read one clock\n");
+                else
+                        printf("   clock error at most %.3f us\n", w->error_ns / 1e3);
         }
 }
 
@@ -151,13 +162,13 @@ void perf_print_row(const struct perf_result *r, const struct perf_row *row)
                 print_lat(&m->hist, perf_part(r->o, row->op));
         else
                 print_bw(row, r->o);
+        printf("\n");
         if (r->o->verify && !row->raw) {
                 uint64_t all = m->bytes * (row->test == PERF_LAT && row->op != PERF_READ ? 2 : 1);
 
-                printf("  %llu WRONG, %.4g %% checked", (unsigned long long)m->wrong,
-                       all ? 100.0 * (double)m->checked / (double)all : 0);
+                printf("%9s %-9s %llu %s, %.4g %% of the bytes checked\n", "", "verified",
+                       (unsigned long long)m->wrong, m->wrong ? "WRONG" : "wrong", all ? 100.0 * (double)m->checked / (double)all : 0);
         }
-        printf("\n");
         print_extra(r, row);
         fflush(stdout);
 }
@@ -241,17 +252,50 @@ static void warn_once(void *to, const char *text)
         fprintf(stderr, "djinnbench perf: warning: %s\n", text);
 }
 
+static void print_binary(uint64_t bytes)
+{
+        static const char *const unit[] = {"bytes", "KiB", "MiB", "GiB"};
+        double value = (double)bytes;
+        unsigned u = 0;
+
+        while (u < 3 && value >= 1024) {
+                value /= 1024;
+                u++;
+        }
+        printf("%.4g %s", value, unit[u]);
+}
+
+/* Each row opens its own. */
+static void print_memory(const struct perf_result *r)
+{
+        uint64_t least = UINT64_MAX, most = 0;
+
+        for (size_t i = 0; i < r->n_rows; i++) {
+                uint64_t bytes = r->rows[i]->region_bytes;
+
+                least = bytes < least ? bytes : least;
+                most = bytes > most ? bytes : most;
+        }
+        printf("memory of each end: ");
+        print_binary(least);
+        if (most > least) {
+                printf(" to ");
+                print_binary(most);
+                printf(", by size");
+        }
+        printf("\n");
+}
+
 void perf_print_end(const struct perf_result *r)
 {
         static struct seen seen;
 
         print_ratios(r);
+        if (r->n_rows)
+                print_memory(r);
         if (r->o->test == PERF_LAT && r->n_rows)
-                printf("percentiles from a log-linear histogram, relative error at most %.2g %%; memory of each end "
-                       "%.4g MB\n",
-                       100 * HIST_REL_ERROR, (double)r->info.region_bytes / 1048576.0);
-        else if (r->n_rows)
-                printf("memory of each end for the first row: %.4g MB\n", (double)r->info.region_bytes / 1048576.0);
+                printf("percentiles from a log-linear histogram, relative error at most %.2g %%\n",
+                       100 * HIST_REL_ERROR);
         fflush(stdout);
         for (size_t i = 0; i < r->n_rows; i++)
                 perf_warnings(r, r->rows[i], warn_once, &seen);

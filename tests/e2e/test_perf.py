@@ -281,7 +281,7 @@ class Signals(unittest.TestCase):
                             tempfile.TemporaryDirectory() as folder:
                         path = os.path.join(folder, "perf.json")
                         child = self.start(folder, test, "--transport", transport, "--op", op, "--sizes", "64,128",
-                                           "--warmup", "1", "--iters", "99999999", "--repeats", "1", "--json", path)
+                                           "--warmup", "1", "--iters", "999999999", "--repeats", "1", "--json", path)
                         child.stdout.readline()
                         # the group, as a terminal does; or the driver alone, as kill does
                         (os.killpg if how == signal.SIGINT else os.kill)(child.pid, how)

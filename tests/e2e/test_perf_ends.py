@@ -311,7 +311,7 @@ class What(Case):
 
     def test_forever(self):
         child = self.measuring("lat", "--transport", "shm", "--sizes", 64, "--forever")
-        lines = [child.stdout.readline() for _ in range(4)]
+        lines = [child.stdout.readline() for _ in range(5)]
         self.assertRegex(lines[-1], r"^ +2s send")
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=20)
