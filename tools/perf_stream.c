@@ -1,7 +1,9 @@
 /* perf: the stream (perf_flow.h). */
 #include "perf_flow.h"
 
-#define BURST 32u /* rate: messages in one go at most */
+#define BURST      32u              /* rate: messages in one go at most */
+#define NAP_NS     (20 * NS_PER_MS) /* between two looks for a signal or a deadline */
+#define IDLE_SLEPT 1025u            /* polls that perf_idle_look takes for a long time */
 
 static int stream_post(struct perf_conn *c, const struct perf_case *k)
 {
@@ -127,10 +129,27 @@ static int stream_event(struct perf_worker *w, const struct perf_case *k, const 
         return rc;
 }
 
+/* One-sided transfers need nobody at this end. Whoever only waits for the last word leaves the processor to those who
+ * have work: an emulated device's, among others. */
+static int wait_batch(struct perf_worker *w, struct tp_event *ev)
+{
+        int n = tp_wait(w->ctx, ev, BATCH, clock_ns() + NAP_NS);
+
+        if (n > 0)
+                w->idle = 0;
+        if (n != 0)
+                return n;
+        if (w->idle < IDLE_SLEPT) {
+                w->idle = IDLE_SLEPT;
+                w->idle_since = clock_ns();
+        }
+        return perf_idle_look(w);
+}
+
 static int stream_turn(struct perf_worker *w, const struct perf_case *k, bool sends, bool receives)
 {
         struct tp_event ev[BATCH];
-        int n = poll_batch(w, ev), rc = 0;
+        int n = !sends && by_completion(k) && w->s->attr.one_sided ? wait_batch(w, ev) : poll_batch(w, ev), rc = 0;
 
         if (n < 0)
                 return n;
