@@ -8,8 +8,7 @@
 #include "prng.h"
 #include "softrma.h"
 
-#define FRAME_MAGIC 0x4a44u     /* "DJ" */
-#define KEY_MAGIC   0x314b5253u /* "SRK1" */
+#define KEY_MAGIC 0x314b5253u /* "SRK1" */
 
 /* The header as it stands on the stream: little endian; short kinds end before key_id. */
 struct wire_head {
@@ -63,7 +62,7 @@ size_t softrma_head_bytes(unsigned kind)
 size_t softrma_pack(const struct softrma_frame *f, uint8_t out[SOFTRMA_HEAD_MAX])
 {
         struct wire_head h = {
-            .magic = htole16(FRAME_MAGIC),
+            .magic = htole16(SOFTRMA_MAGIC),
             .kind = (uint8_t)f->kind,
             .imm = htole32(f->imm),
             .len = htole64(f->len),
@@ -112,7 +111,7 @@ int softrma_unpack(const uint8_t *bytes, size_t have, size_t msg_max, struct sof
                 return 0;
         memcpy(&h, bytes, SOFTRMA_HEAD_MIN);
         head = softrma_head_bytes(h.kind);
-        if (le16toh(h.magic) != FRAME_MAGIC || !head || h.zero)
+        if (le16toh(h.magic) != SOFTRMA_MAGIC || !head || h.zero)
                 return err_set(-EPROTO, "bytes %02x %02x %02x %02x are no frame header", bytes[0], bytes[1], bytes[2],
                                bytes[3]);
         *out = (struct softrma_frame){.kind = h.kind, .imm = le32toh(h.imm), .len = le64toh(h.len)};

@@ -15,9 +15,11 @@
 #ifndef DJINN_TRANSPORT_SOFTRMA_H
 #define DJINN_TRANSPORT_SOFTRMA_H
 
+#include <endian.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "transport.h"
 
@@ -66,6 +68,29 @@ size_t softrma_pack(const struct softrma_frame *f, uint8_t out[SOFTRMA_HEAD_MAX]
 /* Reads and validates a header: its bytes, 0 when more than have bytes are needed, or -EPROTO (sentence set) for
  * anything that softrma_pack would not have written or that is over the limits. msg_max: longest message taken. */
 int softrma_unpack(const uint8_t *bytes, size_t have, size_t msg_max, struct softrma_frame *out);
+
+/* Messages, the kind whose latency is looked at, without a call: their header is one known word and a length. */
+#define SOFTRMA_MAGIC    0x4a44u /* "DJ" */
+#define SOFTRMA_MSG_WORD ((uint64_t)SOFTRMA_MAGIC | (uint64_t)SOFTRMA_MSG << 16)
+
+static inline void softrma_pack_msg(uint64_t len, uint8_t out[SOFTRMA_HEAD_MIN])
+{
+        uint64_t w[2] = {htole64(SOFTRMA_MSG_WORD), htole64(len)};
+
+        memcpy(out, w, sizeof(w));
+}
+
+/* Whether a message that softrma_unpack would take begins here; its header has SOFTRMA_HEAD_MIN bytes. */
+static inline bool softrma_is_msg(const uint8_t *bytes, size_t have, size_t msg_max, uint64_t *len)
+{
+        uint64_t w[2];
+
+        if (have < sizeof(w))
+                return false;
+        memcpy(w, bytes, sizeof(w));
+        *len = le64toh(w[1]);
+        return le64toh(w[0]) == SOFTRMA_MSG_WORD && *len <= msg_max;
+}
 
 /* ---- keys ---- */
 

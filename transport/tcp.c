@@ -312,20 +312,23 @@ static int ep_join(struct tcp_ep *ep)
         if (rc < 0)
                 return err_set(rc, "%s: cannot poll the connection: %s", ep->base.peer, strerror(-rc));
         ep->interest = EPOLLIN;
+        tcp_together(c);
         LIST_ADD(c->eps, ep);
         c->n_eps++;
         return 0;
 }
 
-void tcp_interest(struct tcp_ep *ep, uint32_t events)
+int tcp_interest(struct tcp_ep *ep, uint32_t events)
 {
         struct epoll_event e = {.events = events, .data.ptr = &ep->tag};
         int op = !events ? EPOLL_CTL_DEL : ep->interest ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
 
         if (events == ep->interest)
-                return;
-        epoll_ctl(tcp_ctx_of(ep->base.ctx)->epfd, op, ep->fd, &e);
+                return 0;
+        if (epoll_ctl(tcp_ctx_of(ep->base.ctx)->epfd, op, ep->fd, &e) < 0)
+                return -errno;
         ep->interest = events;
+        return 0;
 }
 
 static void ep_free(struct tcp_ep *ep)

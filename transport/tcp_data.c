@@ -9,6 +9,7 @@
  * where they lie. At the receiver a message stays where recv put it (a loan); a bulk frame is received into its target,
  * but for what came along with its header, which is kept small (see rx_fill). Both are counted in bytes_copied.
  */
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
@@ -22,6 +23,7 @@
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 #define TCP_DIRECT      2u   /* up to so many endpoints are polled by recv, more by epoll */
+#define TCP_APART       256u /* polls by recv after which they leave the epoll set */
 #define TCP_LISTEN_TICK 256u /* while polled by recv, listeners are looked at every so many polls */
 #define TCP_IOVS        64
 #define TCP_BURST_BYTES (8u << 20) /* read from one endpoint before the next one gets its turn */
@@ -249,9 +251,14 @@ static inline int post_small(struct tcp_ep *ep, const struct softrma_frame *f, c
                              uint64_t cookie)
 {
         struct tcp_tx *tx = &ep->tx;
-        size_t head = softrma_pack(f, ep->small + SOFTRMA_ALIGN), total = tx->pad_owed + head + len;
+        size_t head = SOFTRMA_HEAD_MIN, total;
         ssize_t n;
 
+        if (f->kind == SOFTRMA_MSG)
+                softrma_pack_msg(len, ep->small + SOFTRMA_ALIGN);
+        else
+                head = softrma_pack(f, ep->small + SOFTRMA_ALIGN);
+        total = tx->pad_owed + head + len;
         if (len) {
                 memcpy(ep->small + SOFTRMA_ALIGN + head, src, len);
                 ep->base.n.bytes_copied += len;
@@ -569,25 +576,30 @@ static inline void rx_take_head(struct tcp_ep *ep, int head, uint64_t payload)
         ep->base.n.header_bytes_rx += (uint64_t)head + ep->rx.skip;
 }
 
-static enum rx_step on_msg(struct tcp_ep *ep, const struct softrma_frame *f, int head, struct tp_event *ev)
+static inline enum rx_step take_msg(struct tcp_ep *ep, uint64_t len, struct tp_event *ev)
 {
         struct tcp_rx *rx = &ep->rx;
         struct tcp_chunk *c = &rx->chunk[rx->cur];
 
-        if (rx->end - rx->pos < (size_t)head + f->len) {
-                rx->want = (size_t)head + f->len;
+        if (UNLIKELY(rx->end - rx->pos < SOFTRMA_HEAD_MIN + len)) {
+                rx->want = SOFTRMA_HEAD_MIN + len;
                 return RX_NEED;
         }
-        rx_take_head(ep, head, f->len);
+        rx_take_head(ep, SOFTRMA_HEAD_MIN, len);
         *ev = (struct tp_event){
-            .kind = TP_EV_MSG, .ep = &ep->base, .data = c->data + rx->pos, .len = f->len, .cookie = rx->cur};
+            .kind = TP_EV_MSG, .ep = &ep->base, .data = c->data + rx->pos, .len = len, .cookie = rx->cur};
         c->refs++;
-        rx->pos += f->len;
+        rx->pos += len;
         if (rx->lean)
                 rx->lean--;
         ep->base.n.msgs_rx++;
-        ep->base.n.msg_bytes_rx += f->len;
+        ep->base.n.msg_bytes_rx += len;
         return RX_EVENT;
+}
+
+static enum rx_step on_msg(struct tcp_ep *ep, const struct softrma_frame *f, int head, struct tp_event *ev)
+{
+        return take_msg(ep, f->len, ev);
 }
 
 static enum rx_step on_write(struct tcp_ep *ep, const struct softrma_frame *f, int head, struct tp_event *ev)
@@ -700,7 +712,9 @@ static enum rx_step (*const on_frame[SOFTRMA_KINDS])(struct tcp_ep *ep, const st
 static enum rx_step rx_head(struct tcp_ep *ep, struct tp_event *ev)
 {
         struct tcp_rx *rx = &ep->rx;
+        const uint8_t *at;
         struct softrma_frame f;
+        uint64_t len;
         int head;
 
         if (rx->skip) {
@@ -712,7 +726,10 @@ static enum rx_step rx_head(struct tcp_ep *ep, struct tp_event *ev)
         rx->want = SOFTRMA_ALIGN + SOFTRMA_HEAD_MAX;
         if (rx->pos == rx->end)
                 return RX_NEED;
-        head = softrma_unpack(rx->chunk[rx->cur].data + rx->pos, rx->end - rx->pos, TCP_MSG_MAX, &f);
+        at = rx->chunk[rx->cur].data + rx->pos;
+        if (LIKELY(softrma_is_msg(at, rx->end - rx->pos, TCP_MSG_MAX, &len)))
+                return take_msg(ep, len, ev);
+        head = softrma_unpack(at, rx->end - rx->pos, TCP_MSG_MAX, &f);
         if (LIKELY(head > 0))
                 return on_frame[f.kind](ep, &f, head, ev);
         if (head < 0)
@@ -884,13 +901,12 @@ static ssize_t rx_fill(struct tcp_ep *ep, size_t *asked)
         return got;
 }
 
-static int rx(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
+/* Reads and parses until there is an event, or nothing more to read. */
+static inline int rx_more(struct tcp_ep *ep, struct tp_event *ev, int max)
 {
-        int n = rx_parse(ep, ev, max);
         uint64_t burst = 0;
+        int n = 0;
 
-        if (n || !readable || ep->state != TCP_EP_LIVE)
-                return n;
         while (burst < TCP_BURST_BYTES && !ep->rx.stalled) {
                 size_t asked;
                 ssize_t got = rx_fill(ep, &asked);
@@ -905,6 +921,13 @@ static int rx(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
         if (UNLIKELY(ep->rx.eof && !n && ep->state == TCP_EP_LIVE))
                 ep_eof(ep);
         return n;
+}
+
+static int rx(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
+{
+        int n = rx_parse(ep, ev, max);
+
+        return n || !readable || ep->state != TCP_EP_LIVE ? n : rx_more(ep, ev, max);
 }
 
 /* ---- polling ---- */
@@ -989,17 +1012,24 @@ static bool ep_has_work(const struct tcp_ep *ep)
         return ep->more || ep->tx.told != ep->tx.done || ep->reads.untold || ep->state == TCP_EP_FALLING;
 }
 
-/* readable: the descriptor may have something to read. */
-static int ep_poll(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
+/* Nothing is owed to the user or to the peer and no frame has begun: so a ping-pong finds it whenever it polls. */
+static inline bool ep_at_rest(const struct tcp_ep *ep)
+{
+        const struct tcp_tx *tx = &ep->tx;
+        const struct tcp_rx *rx = &ep->rx;
+
+        return !(ep->state | ep->more | tx->full | (tx->done ^ tx->tail) | (tx->told ^ tx->done) | rx->state |
+                 rx->stalled | (rx->pos ^ rx->end) | ep->reads.untold);
+}
+
+static_assert(TCP_EP_LIVE == 0 && TCP_RX_HEAD == 0, "ep_at_rest");
+
+/* What is owed first, then what came. */
+static int ep_poll_owed(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
 {
         struct tcp_tx *tx = &ep->tx;
         int n = 0;
 
-        if (UNLIKELY(ep->state == TCP_EP_DOWN)) {
-                if (ep->drain)
-                        ep_drain(ep);
-                return 0;
-        }
         tx->full = false;
         if (tx->done != tx->tail)
                 tcp_flush(ep);
@@ -1009,17 +1039,44 @@ static int ep_poll(struct tcp_ep *ep, struct tp_event *ev, int max, bool readabl
                 n += tell_cancelled(ep, ev + n, max - n);
         if (LIKELY(ep->state == TCP_EP_LIVE && n < max))
                 n += rx(ep, ev + n, max - n, readable);
+        return n;
+}
+
+/* What followed from that: n events are there already. */
+static int ep_settle(struct tcp_ep *ep, struct tp_event *ev, int n, int max)
+{
+        struct tcp_tx *tx = &ep->tx;
+
         if (tx->replies)
                 tcp_flush(ep);
         if (UNLIKELY(ep->state == TCP_EP_REFUSING))
                 ep_refusing(ep);
         if (UNLIKELY(ep->state == TCP_EP_FALLING && n < max))
                 n += tell_fall(ep, ev + n, max - n);
-        if (UNLIKELY(ep->state == TCP_EP_LIVE && !ep->rx.stalled && !(ep->interest & EPOLLIN)))
+        if (UNLIKELY(ep->state == TCP_EP_LIVE && !ep->rx.stalled && !(ep->interest & EPOLLIN)) &&
+            !tcp_ctx_of(ep->base.ctx)->apart)
                 tcp_interest(ep, ep->interest | EPOLLIN); /* tcp_arm took it away */
         if (ep_has_work(ep) || tx->done != tx->tail || ep->rx.stalled)
                 ep_busy(ep);
         return n;
+}
+
+/* readable: the descriptor may have something to read. */
+static int ep_poll(struct tcp_ep *ep, struct tp_event *ev, int max, bool readable)
+{
+        int n;
+
+        if (LIKELY(readable && max > 0 && ep_at_rest(ep))) {
+                n = rx_more(ep, ev, max);
+                return LIKELY(ep_at_rest(ep)) ? n : ep_settle(ep, ev, n, max);
+        }
+        if (UNLIKELY(ep->state == TCP_EP_DOWN)) {
+                if (ep->drain)
+                        ep_drain(ep);
+                return 0;
+        }
+        n = ep_poll_owed(ep, ev, max, readable);
+        return ep_settle(ep, ev, n, max);
 }
 
 static struct tcp_ep *busy_pop(struct tcp_ctx *c)
@@ -1074,6 +1131,32 @@ static int poll_many(struct tcp_ctx *c, struct tp_event *ev, int max)
         return n;
 }
 
+static uint32_t ep_wants(const struct tcp_ep *ep)
+{
+        if (ep->state >= TCP_EP_FALLING)
+                return ep->drain ? EPOLLIN : 0;
+        return (ep->rx.stalled ? 0 : EPOLLIN) | (ep->tx.done != ep->tx.tail ? EPOLLOUT : 0);
+}
+
+void tcp_together(struct tcp_ctx *c)
+{
+        for (struct tcp_ep *ep = c->eps; c->apart && ep; ep = ep->next)
+                tcp_interest(ep, ep_wants(ep));
+        c->apart = false;
+        c->directly = 0;
+}
+
+/*
+ * Who polls by recv for long is better not in the epoll set: there each arrival costs the peer, whose send delivers it
+ * on one host, a callback of 0.1 us. Who wants to sleep comes back (tcp_arm); that is why it does not happen at once.
+ */
+static __attribute__((cold, noinline)) void go_apart(struct tcp_ctx *c)
+{
+        for (struct tcp_ep *ep = c->eps; ep; ep = ep->next)
+                tcp_interest(ep, 0);
+        c->apart = true;
+}
+
 int tcp_poll(struct tp_ctx *ctx, struct tp_event *ev, int max)
 {
         struct tcp_ctx *c = tcp_ctx_of(ctx);
@@ -1084,6 +1167,8 @@ int tcp_poll(struct tp_ctx *ctx, struct tp_event *ev, int max)
         } else {
                 struct tcp_ep *ep = c->eps;
 
+                if (UNLIKELY(++c->directly == TCP_APART))
+                        go_apart(c);
                 /* Each poll begins with another endpoint, so that a talkative one cannot take all the room. */
                 if (ep->next)
                         ep = c->first_second ? ep->next : ep;
@@ -1107,13 +1192,13 @@ int tcp_arm(struct tp_ctx *ctx)
 {
         struct tcp_ctx *c = tcp_ctx_of(ctx);
 
+        tcp_together(c);
         for (struct tcp_ep *ep = c->eps; ep; ep = ep->next) {
                 if (ep->state == TCP_EP_DOWN)
                         continue;
                 tcp_flush(ep);
-                if (ep_has_work(ep))
+                if (ep_has_work(ep) || tcp_interest(ep, ep_wants(ep)) < 0)
                         return -EAGAIN;
-                tcp_interest(ep, (ep->rx.stalled ? 0 : EPOLLIN) | (ep->tx.done != ep->tx.tail ? EPOLLOUT : 0));
         }
         for (struct tcp_ep *ep = c->eps; ep; ep = ep->next)
                 ep->base.n.naps++;

@@ -73,9 +73,9 @@ struct tcp_read {
 
 /* Reads are answered in the order in which they were asked. */
 struct tcp_reads {
-        struct tcp_read slot[TCP_READS];
         uint32_t head, tail;
         uint32_t untold; /* cancelled ones of which the user has not been told */
+        struct tcp_read slot[TCP_READS];
 };
 
 struct tcp_chunk {
@@ -86,18 +86,18 @@ struct tcp_chunk {
 enum tcp_rx_state { TCP_RX_HEAD, TCP_RX_BULK, TCP_RX_DISCARD };
 
 struct tcp_rx {
-        struct tcp_chunk chunk[TCP_CHUNKS];
         uint32_t cur, free;
         size_t pos, end; /* not yet parsed, in the current chunk */
         size_t want;     /* bytes from pos that the next step of parsing needs */
         unsigned skip;   /* padding in front of the next header */
         unsigned lean;
         enum tcp_rx_state state;
+        bool stalled; /* nothing is read: every chunk is on loan, or answers are stuck */
+        bool eof;
+        int error;                  /* with eof: what the kernel said, 0 for an orderly end */
         struct softrma_frame frame; /* of the bulk that is arriving */
         uint64_t left;
-        bool eof;
-        int error;    /* with eof: what the kernel said, 0 for an orderly end */
-        bool stalled; /* nothing is read: every chunk is on loan, or answers are stuck */
+        struct tcp_chunk chunk[TCP_CHUNKS];
 };
 
 /* REFUSING: a REFUSED frame waits for its turn to be sent. FALLING: the user is being told of everything outstanding.
@@ -113,12 +113,12 @@ struct tcp_ep {
         bool drain;        /* what still comes is thrown away, lest a reset overtakes our refusal */
         bool busy;         /* in the context's list of endpoints to look at without being woken */
         uint32_t interest; /* as epoll knows it */
-        struct tcp_tx tx;
+        size_t peer_msg_max;
+        struct tcp_tx tx; /* this and the beginnings of the next two are what every poll looks at */
         struct tcp_rx rx;
         struct tcp_reads reads;
         struct softrma_table keys;
         uint64_t session, peer_session;
-        size_t peer_msg_max;
         struct tcp_mem *mems;
         struct tcp_rmem *rmems;
         struct tcp_ep *prev, *next; /* of the context */
@@ -137,6 +137,8 @@ struct tcp_ctx {
         bool armed;
         unsigned n_eps, n_half;
         unsigned tick;
+        unsigned directly; /* polls by recv since the last time that epoll was needed */
+        bool apart;        /* no endpoint is in the epoll set: see go_apart */
         bool first_second;
         struct tcp_ep *eps;
         struct tcp_ep *busy, **busy_end;
@@ -156,8 +158,8 @@ static inline struct tcp_ctx *tcp_ctx_of(struct tp_ctx *ctx)
 /* tcp.c: */
 /* Something happened at a listener, a half-made connection or the timer. Cold. */
 void tcp_setup_progress(struct tcp_ctx *c, enum tcp_tag *who);
-/* Tells epoll what we wait for, when it has changed; 0 takes the descriptor out. */
-void tcp_interest(struct tcp_ep *ep, uint32_t events);
+/* Tells epoll what we wait for, when it has changed; 0 takes the descriptor out. 0; -errno when it cannot be told. */
+int tcp_interest(struct tcp_ep *ep, uint32_t events);
 
 /* tcp_data.c: */
 int tcp_poll(struct tp_ctx *ctx, struct tp_event *ev, int max);
@@ -173,6 +175,8 @@ int tcp_write_imm(struct tp_ep *ep, struct tp_mem *mem, const void *src, size_t 
 int tcp_read(struct tp_ep *ep, struct tp_mem *mem, void *dst, size_t len, struct tp_rmem *rmem, uint64_t roff,
              unsigned flags, uint64_t cookie);
 int tcp_cancel(struct tp_ep *ep, uint64_t cookie);
+/* Endpoints that left the epoll set are in it again. */
+void tcp_together(struct tcp_ctx *c);
 /* Offers what is queued to the kernel. */
 void tcp_flush(struct tcp_ep *ep);
 /* Memory goes away: nothing may read from it or write to it any more. */

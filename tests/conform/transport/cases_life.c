@@ -91,6 +91,101 @@ static void many_b(struct side *s)
         barrier(s);
 }
 
+/* ---- awake_then_asleep: a context that polls for long, then sleeps, with more and with fewer endpoints ---- */
+
+#define SPELLS      6u
+#define SPELL_POLLS 1000u
+#define SPELL_MOST  4u
+
+static const unsigned spell_eps[SPELLS] = {1, 2, SPELL_MOST, 2, 1, 1};
+
+/* One message from each of the n endpoints, in any order, when the other side hears that it is time. */
+static void hear_each(struct side *s, struct tp_ep **eps, unsigned n, bool asleep)
+{
+        uint64_t seen = 0, until = clock_ns() + PATIENCE_NS;
+        char go = 'g';
+
+        oob_send(s, &go, 1);
+        while (!asleep && s->q_n < n && clock_ns() < until)
+                pump(s);
+        CHECK(asleep || s->q_n == n);
+        for (unsigned i = 0; i < n; i++) {
+                struct tp_ep *from;
+                uint64_t id = echoed(s, &from);
+
+                CHECK(id < n && eps[id] == from && !(seen & 1ull << id));
+                seen |= 1ull << id;
+        }
+}
+
+static void poll_long(struct side *s)
+{
+        for (unsigned i = 0; i < SPELL_POLLS; i++)
+                CHECK_EQ(pump(s), 0);
+}
+
+static void awake_a(struct side *s)
+{
+        struct tp_ep *eps[SPELL_MOST];
+        unsigned have = 0, slow = 0;
+        uint64_t t0;
+
+        side_open(s);
+        side_learn_url(s);
+        for (unsigned i = 0; i < SPELLS; i++) {
+                for (; have < spell_eps[i]; have++)
+                        side_connect(s, &eps[have]);
+                barrier(s);
+                while (have > spell_eps[i])
+                        tp_ep_close(eps[--have]);
+                barrier(s);
+                hear_each(s, eps, have, false);
+                poll_long(s);
+                t0 = clock_ns();
+                hear_each(s, eps, have, true);
+                slow += clock_ns() - t0 > 450 * NS_PER_MS;
+                poll_long(s);
+        }
+        if (slow > 1)
+                FAIL("%u of %u sleeps took more than 450 ms", slow, SPELLS);
+        barrier(s);
+}
+
+static void awake_b(struct side *s)
+{
+        struct tp_ep *eps[SPELL_MOST];
+        struct tp_event ev;
+        unsigned have = 0;
+        char go;
+
+        side_open(s);
+        side_listen(s);
+        for (unsigned i = 0; i < SPELLS; i++) {
+                for (; have < spell_eps[i]; have++)
+                        side_accept(s, &eps[have]);
+                barrier(s);
+                for (; have > spell_eps[i]; have--) {
+                        unsigned k = spell_eps[i];
+
+                        next_event(s, &ev);
+                        while (k + 1 < have && eps[k] != ev.ep)
+                                k++;
+                        CHECK(ev.kind == TP_EV_DOWN && ev.ep == eps[k]);
+                        tp_ep_close(ev.ep);
+                        eps[k] = eps[have - 1];
+                }
+                barrier(s);
+                for (unsigned n = 0; n < 2 * have; n++) {
+                        if (n % have == 0) {
+                                oob_recv_idle(s, &go, 1);
+                                clock_spin_until(clock_ns() + prng_below(&s->prng, 200000));
+                        }
+                        echo(s, eps[n % have], n % have);
+                }
+        }
+        barrier(s);
+}
+
 /* ---- connect_nothing, connect_deadline, listen_twice, listener_url ---- */
 
 static void nothing_a(struct side *s)
@@ -459,6 +554,7 @@ static void cut_b(struct side *s)
 
 const struct tcase life_cases[] = {
     {"many_endpoints", many_a, many_b, BARE},
+    {"awake_then_asleep", awake_a, awake_b, BARE | SLEEPY},
     {"connect_nothing", nothing_a, nothing_b, BARE},
     {"connect_deadline", deadline_a, deadline_b, BARE},
     {"listen_twice", listen_twice_a, listen_twice_b, BARE},

@@ -51,6 +51,32 @@ static void frames_survive_the_wire(void **state)
         }
 }
 
+/* What messages have for themselves says the same as what there is for all kinds. */
+static void a_message_is_told_without_a_call(void **state)
+{
+        static const uint64_t lens[] = {0, 1, 300, MSG_MAX, MSG_MAX + 1, UINT64_MAX};
+
+        for (size_t i = 0; i < ARRAY_LEN(lens); i++) {
+                struct softrma_frame f = {.kind = SOFTRMA_MSG, .len = lens[i]};
+                uint8_t wire[SOFTRMA_HEAD_MAX], packed[SOFTRMA_HEAD_MIN];
+                uint64_t len = 7;
+
+                softrma_pack(&f, wire);
+                softrma_pack_msg(lens[i], packed);
+                assert_memory_equal(wire, packed, sizeof(packed));
+                assert_int_equal(softrma_is_msg(wire, sizeof(wire), MSG_MAX, &len), lens[i] <= MSG_MAX);
+                assert_int_equal(len, lens[i]);
+                assert_false(softrma_is_msg(wire, SOFTRMA_HEAD_MIN - 1, MSG_MAX, &len));
+        }
+        for (size_t i = 0; i < ARRAY_LEN(samples); i++) {
+                uint8_t wire[SOFTRMA_HEAD_MAX];
+                uint64_t len;
+
+                softrma_pack(&samples[i], wire);
+                assert_int_equal(softrma_is_msg(wire, sizeof(wire), MSG_MAX, &len), samples[i].kind == SOFTRMA_MSG);
+        }
+}
+
 /* The layout is a promise to other builds and other processors: spelled out once, byte by byte. */
 static void the_layout_is_fixed(void **state)
 {
@@ -131,6 +157,7 @@ static void random_bytes_never_pass_for_more_than_they_are(void **state)
         for (int i = 0; i < 200000; i++) {
                 uint8_t wire[SOFTRMA_HEAD_MAX];
                 struct softrma_frame f;
+                uint64_t len;
                 int rc;
 
                 for (size_t b = 0; b < sizeof(wire); b++)
@@ -139,10 +166,15 @@ static void random_bytes_never_pass_for_more_than_they_are(void **state)
                 wire[1] = 0x4a;
                 wire[2] &= 7;
                 wire[3] = 0;
+                if (i % 2) { /* nor would a message be among them: immediate and length are right, or nearly */
+                        memset(wire + 4, 0, 3 + (size_t)i / 2 % 2);
+                        memset(wire + 10, 0, 5 + (size_t)i / 4 % 2);
+                }
                 rc = softrma_unpack(wire, sizeof(wire), MSG_MAX, &f);
                 assert_true(rc == -EPROTO || rc == SOFTRMA_HEAD_MIN || rc == SOFTRMA_HEAD_MAX);
                 if (rc > 0)
                         assert_true(f.len <= (f.kind == SOFTRMA_MSG ? MSG_MAX : SOFTRMA_BULK_MAX));
+                assert_int_equal(softrma_is_msg(wire, sizeof(wire), MSG_MAX, &len), rc > 0 && f.kind == SOFTRMA_MSG);
         }
 }
 
@@ -280,6 +312,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(frames_survive_the_wire),
+            cmocka_unit_test(a_message_is_told_without_a_call),
             cmocka_unit_test(the_layout_is_fixed),
             cmocka_unit_test(payload_and_padding),
             cmocka_unit_test(lying_headers_are_refused),

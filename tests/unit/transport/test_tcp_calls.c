@@ -146,6 +146,40 @@ static void a_message_is_one_call_each_way(void **state)
         }
 }
 
+/* Descriptors in the context's epoll set, as the kernel lists them. */
+static unsigned in_epoll_set(void)
+{
+        char path[64], line[256];
+        unsigned n = 0;
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", tp_fd(ctx));
+        f = fopen(path, "r");
+        assert_non_null(f);
+        while (fgets(line, sizeof(line), f))
+                n += !strncmp(line, "tfd:", 4);
+        fclose(f);
+        return n;
+}
+
+/* An epoll set makes each arrival dearer. Who polls for long is not in it; who is about to sleep is. */
+static void who_only_polls_is_in_no_epoll_set(void **state)
+{
+        unsigned rests, both = in_epoll_set();
+        struct tp_event ev;
+
+        for (int i = 0; i < ROUNDS; i++)
+                assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+        rests = in_epoll_set();
+        assert_int_equal(rests + 2, both);
+        pass(client, server, 64);
+        assert_int_equal(in_epoll_set(), rests);
+        assert_int_equal(tp_arm(ctx), 0);
+        assert_int_equal(in_epoll_set(), both);
+        tp_disarm(ctx);
+        pass(client, server, 64);
+}
+
 /* A short message of which the kernel takes nothing, or only the beginning, arrives as it was all the same. */
 static void what_the_kernel_refuses_is_queued(void **state)
 {
@@ -261,6 +295,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test_setup_teardown(a_message_is_one_call_each_way, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(who_only_polls_is_in_no_epoll_set, set_up, tear_down),
             cmocka_unit_test_setup_teardown(what_the_kernel_refuses_is_queued, set_up, tear_down),
             cmocka_unit_test_setup_teardown(a_write_and_its_message_are_one_call, set_up, tear_down),
             cmocka_unit_test_setup_teardown(bulk_goes_straight_to_its_target, set_up, tear_down),
