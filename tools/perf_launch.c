@@ -561,6 +561,13 @@ static void keep_address(char url[TP_URL_MAX], const char *got)
                  b.port, a.query[0] ? "?" : "", a.query);
 }
 
+static const char *listens_everywhere(const char *url)
+{
+        struct tp_url u;
+
+        return tp_url_parse(url, &u) == 0 && u.any ? ", and on this host's other addresses at that port" : "";
+}
+
 /* One child after another. Returns how it ended, or -errno. */
 static int listen_once(const struct perf_opts *o, char url[TP_URL_MAX], bool first)
 {
@@ -587,7 +594,7 @@ static int listen_once(const struct perf_opts *o, char url[TP_URL_MAX], bool fir
                 kill(pid, SIGTERM);
         if (first && hear_url(fd[0], got, url) == 0) {
                 keep_address(url, got);
-                log_info("perf: listening on %s", got);
+                log_info("perf: listening on %s%s", got, listens_everywhere(o->listen));
         }
         if (first)
                 close(fd[0]);

@@ -374,7 +374,8 @@ static int need_key(struct perf_opts *o)
                                carrier);
         if (u.loopback)
                 return 0;
-        return err_set(-EINVAL, "%s is not on this host: both ends need the same --key-file (or --insecure)", url);
+        return err_set(-EINVAL, "%s %s: both ends need the same --key-file (or --insecure)", url,
+                       o->listen ? "can be reached from other hosts" : "is not on this host");
 }
 
 /* What cannot be written is known before anything is measured. Results are written beside the file and renamed, so it is

@@ -166,8 +166,8 @@ void perf_print_row(const struct perf_result *r, const struct perf_row *row)
         if (r->o->verify && !row->raw) {
                 uint64_t all = m->bytes * (row->test == PERF_LAT && row->op != PERF_READ ? 2 : 1);
 
-                printf("%9s %-9s %llu %s, %.4g %% of the bytes checked\n", "", "verified",
-                       (unsigned long long)m->wrong, m->wrong ? "WRONG" : "wrong", all ? 100.0 * (double)m->checked / (double)all : 0);
+                printf("%9s %-9s %llu %s, %.4g %% of the bytes checked\n", "", "verified", (unsigned long long)m->wrong,
+                       m->wrong ? "WRONG" : "wrong", all ? 100.0 * (double)m->checked / (double)all : 0);
         }
         print_extra(r, row);
         fflush(stdout);
@@ -235,21 +235,46 @@ bool perf_versus(const struct perf_opts *o, const struct perf_row *a, const stru
         return true;
 }
 
-struct seen {
-        char text[32][160];
+/* The same reason is often given for several rows: it is printed once, with their names unless it is all of them. */
+struct reasons {
+        struct {
+                char text[160], rows[160];
+                size_t n;
+        } of[32];
         size_t n;
+        const struct perf_row *row; /* the one that is asked for its reasons now */
 };
 
-static void warn_once(void *to, const char *text)
+static void keep_reason(void *to, const char *text)
 {
-        struct seen *s = to;
+        struct reasons *s = to;
+        size_t i = 0, len;
 
-        for (size_t i = 0; i < s->n; i++)
-                if (!strcmp(s->text[i], text))
-                        return;
-        if (s->n < ARRAY_LEN(s->text))
-                snprintf(s->text[s->n++], sizeof(s->text[0]), "%s", text);
-        fprintf(stderr, "djinnbench perf: warning: %s\n", text);
+        while (i < s->n && strcmp(s->of[i].text, text) != 0)
+                i++;
+        if (i == ARRAY_LEN(s->of))
+                return;
+        if (i == s->n)
+                snprintf(s->of[s->n++].text, sizeof(s->of[0].text), "%s", text);
+        len = strlen(s->of[i].rows);
+        snprintf(s->of[i].rows + len, sizeof(s->of[0].rows) - len, "%s%s %s", s->of[i].n++ ? ", " : "",
+                 s->row->size->text, s->row->raw ? "raw" : perf_op_names[s->row->op]);
+}
+
+static void print_reasons(const struct perf_result *r)
+{
+        struct reasons s = {0};
+
+        for (size_t i = 0; i < r->n_rows; i++) {
+                s.row = r->rows[i];
+                perf_warnings(r, s.row, keep_reason, &s);
+        }
+        for (size_t i = 0; i < s.n; i++) {
+                bool all = s.of[i].n == r->n_rows;
+
+                fprintf(stderr, "djinnbench perf: warning: %s%s%s\n", all ? "" : s.of[i].rows, all ? "" : ": ",
+                        s.of[i].text);
+        }
 }
 
 static void print_binary(uint64_t bytes)
@@ -288,8 +313,6 @@ static void print_memory(const struct perf_result *r)
 
 void perf_print_end(const struct perf_result *r)
 {
-        static struct seen seen;
-
         print_ratios(r);
         if (r->n_rows)
                 print_memory(r);
@@ -297,6 +320,5 @@ void perf_print_end(const struct perf_result *r)
                 printf("percentiles from a log-linear histogram, relative error at most %.2g %%\n",
                        100 * HIST_REL_ERROR);
         fflush(stdout);
-        for (size_t i = 0; i < r->n_rows; i++)
-                perf_warnings(r, r->rows[i], warn_once, &seen);
+        print_reasons(r);
 }

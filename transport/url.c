@@ -142,6 +142,18 @@ static bool is_loopback_host(const char *host)
         return inet_pton(AF_INET6, host, v6) == 1 && (!memcmp(v6, one, 16) || !memcmp(v6, mapped, 13));
 }
 
+static bool is_any_host(const char *host)
+{
+        static const unsigned char zeros[16];
+        unsigned char a[16];
+
+        if (!strcmp(host, "*"))
+                return true;
+        if (inet_pton(AF_INET, host, a) == 1)
+                return !memcmp(a, zeros, 4);
+        return inet_pton(AF_INET6, host, a) == 1 && !memcmp(a, zeros, 16);
+}
+
 int tp_url_parse(const char *text, struct tp_url *out)
 {
         const char *rest = text, *query;
@@ -172,6 +184,7 @@ int tp_url_parse(const char *text, struct tp_url *out)
                 len--;
         rc = parse_host(text, rest, len, out);
         out->loopback = rc == 0 && is_loopback_host(out->host);
+        out->any = rc == 0 && is_any_host(out->host);
         return rc;
 }
 

@@ -181,6 +181,26 @@ class TwoEnds(unittest.TestCase):
                     run = perf("bw", "--connect", end.url, "--sizes", "64,1M", *QUICK)
                     self.assertEqual(run.returncode, 0, run.stderr)
 
+    def test_a_warning_names_its_rows(self):
+        run = perf("lat", "--transport", "shm", "--sizes", "64,1M", "--iters", "25", "--repeats", "1", "--verify")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertIn("warning: filling and checking", run.stderr)  # all of them: none is named
+        run = perf("lat", "--transport", "shm", "--sizes", "64,16M", "--duration", "20ms", "--repeats", "1")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertRegex(run.stderr, r"warning: 16M \w+: too few samples for")
+
+    def test_every_address(self):
+        url = "tcp://0.0.0.0:0"
+        run = perf("--listen", url)
+        self.assertEqual(run.returncode, 2)
+        self.assertIn("can be reached from other hosts: both ends need the same --key-file", run.stderr)
+        end = subprocess.Popen([PROGRAM, "perf", "--listen", url, "--insecure"], stderr=subprocess.PIPE, text=True)
+        try:
+            self.assertIn("and on this host's other addresses at that port", end.stderr.readline())
+        finally:
+            end.terminate()
+            end.communicate()
+
     def test_once_ends(self):
         with Listener("--once") as end:
             self.assertEqual(perf("--connect", end.url, "--sizes", "64", *QUICK).returncode, 0)

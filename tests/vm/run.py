@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs the cases of cases.py in the lab of virtual machines (vmlab), one boot for those of one kind.
 
-  run.py BUILD [--long] [--list] [--json FILE] [--keep DIR] [CASE...]
+  run.py BUILD [--long] [--json FILE] [--keep DIR] [CASE...]
+  run.py --list [--long] [CASE...]
 
 BUILD is a build folder with the tests built. A CASE may be the beginning of a name. Exit status: 0 none failed, 1 some
 did, 2 wrong use, 77 the lab cannot be had here (the reason is the last line).
@@ -75,13 +76,18 @@ def boot(hosts, wanted, options, folder):
 
 def arguments():
     parser = argparse.ArgumentParser(prog='run.py', description='Runs tests in virtual machines with Soft-RoCE.')
-    parser.add_argument('build', metavar='BUILD')
+    parser.add_argument('build', metavar='BUILD', nargs='?')
     parser.add_argument('case', metavar='CASE', nargs='*')
     parser.add_argument('--long', action='store_true', help='also what takes minutes')
     parser.add_argument('--list', action='store_true', help='name the cases and end')
     parser.add_argument('--json', metavar='FILE', help='write the results there')
     parser.add_argument('--keep', metavar='DIR', help='leave what the machines wrote in DIR')
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    if options.list and options.build:
+        options.case.insert(0, options.build)
+    elif not options.list and not options.build:
+        parser.error('a build folder is needed')
+    return options
 
 
 def main():

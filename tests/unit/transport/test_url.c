@@ -41,6 +41,25 @@ static void test_good(void **state)
         good("fault+tcp://h:1", "fault+tcp", "h", "1", "", false);
 }
 
+static void test_any(void **state)
+{
+        static const struct {
+                const char *url;
+                bool any;
+        } cases[] = {
+            {"tcp://*:1", true},          {"tcp://0.0.0.0:1", true}, {"tcp://[::]:1", true},
+            {"rdma://[0::0]:1", true},    {"tcp://[::1]:1", false},  {"tcp://0.0.0.1:1", false},
+            {"tcp://localhost:1", false}, {"shm://x", false},
+        };
+
+        for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+                struct tp_url u;
+
+                assert_int_equal(tp_url_parse(cases[i].url, &u), 0);
+                assert_int_equal(u.any, cases[i].any);
+        }
+}
+
 static void bad(const char *text)
 {
         struct tp_url u;
@@ -106,6 +125,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_good),
+            cmocka_unit_test(test_any),
             cmocka_unit_test(test_bad),
             cmocka_unit_test(test_param),
         };
