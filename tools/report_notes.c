@@ -348,6 +348,22 @@ static void bit_equal(const struct sink *to, const struct report_view *view)
         }
 }
 
+/* What the ways up and down are worth where client and server read two clocks. */
+static void two_clocks(const struct sink *to, const struct report_view *view, const struct report_source *source)
+{
+        double worst = 0;
+        char name[REPORT_TEXT_MAX];
+
+        for (size_t i = 0; i < view->nrows && view->table == REPORT_TABLE_FULL; i++)
+                if (view->rows[i].source == source)
+                        worst = fmax(worst, json_num(report_at(view->rows[i].row, "clock.error_bound_ns"), 0));
+        if (worst > 0)
+                say(to,
+                    "%s: client and server read two clocks: the network's way up and way down are each known to "
+                    "%.1f µs per round trip, their sum is not touched by it.",
+                    workload_of(view, source, name), worst / 1e3);
+}
+
 /* Every breakdown that is printed must add up, wherever it comes from. */
 static void sum(const struct sink *to, const struct report_row *row)
 {
@@ -443,6 +459,8 @@ void report_notes(const struct report_view *view, report_put *put, void *ctx)
         doubts(&to, view);
         ceiling(&to, view);
         bit_equal(&to, view);
+        for (size_t i = 0; i < view->nsources; i++)
+                two_clocks(&to, view, &view->sources[i]);
         for (size_t i = 0; i < view->nsources; i++)
                 origin(&to, view, &view->sources[i]);
 }

@@ -220,6 +220,18 @@ class Content(unittest.TestCase):
         self.assertIn("baseline_19/shm", out)
         self.assertIn("x" * 100, out)
 
+    def test_two_clocks_are_owned_up_to(self):
+        doc = valid_only()
+        for i, r in enumerate(doc["workload"]["results"]):
+            r["clock"] = {"offset_ns": 5, "moved_ns": 1, "error_bound_ns": 1000 * i + 1500} if i < 2 else None
+        folder = Folder(**{"w/a_20251122T120000Z.json": doc})
+        self.assertIn("known to 2.5 µs per round trip", folder.report("--table", "full").stdout)
+        self.assertNotIn("two clocks", folder.report("--table", "1").stdout)  # it has no such columns
+        for r in doc["workload"]["results"]:
+            r["clock"] = {"offset_ns": 0, "moved_ns": 0, "error_bound_ns": 0}
+        folder = Folder(**{"w/a_20251122T120000Z.json": doc})
+        self.assertNotIn("two clocks", folder.report("--table", "full").stdout)
+
     def test_the_sample_table_says_what_the_file_holds(self):
         doc = valid_only()
         doc["experiment"]["runs"] = 999
