@@ -47,7 +47,7 @@ QUICK = ['gcc']
 class Count:
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
-        self.failures, self.reasons = [], collections.Counter()
+        self.failures, self.reasons = [], collections.defaultdict(collections.Counter)
 
     def fail(self, note):
         self.failed += 1
@@ -55,10 +55,12 @@ class Count:
 
     def skip(self, stage, reason):
         self.skipped += 1
-        self.reasons[f'skipped in stage {stage}: {reason}'] += 1
+        self.reasons[reason][stage] += 1
 
     def notes(self):
-        return [f'{reason} ({n} tests)' for reason, n in self.reasons.items()] + self.failures
+        skipped = [f'skipped: {reason}: ' + ', '.join(f'{stage} {n}' for stage, n in stages.items())
+                   for reason, stages in self.reasons.items()]
+        return skipped + self.failures
 
 
 def say(text):
@@ -107,8 +109,10 @@ def suites(test):
 def skip_reason(test):
     """What a test that exits 77 said last: by convention the reason."""
     said = ((test.get('stderr') or '').strip() or (test.get('stdout') or '').strip()).splitlines()
-    # Process ids and ports do not make two reasons of one.
-    return re.sub(r'\d{3,}', '…', said[-1].removeprefix('skipped: ')) if said else f'{test["name"]} gave no reason'
+    if not said:
+        return f'{test["name"]} gave no reason'
+    reason = re.sub(r'^\S+ over \S+: ', '', said[-1].removeprefix('skipped: '))   # a case over a backend
+    return re.sub(r'\d{3,}', '…', reason)      # process ids and ports do not make two reasons of one
 
 
 def tally(folder, stage, count):
