@@ -520,6 +520,13 @@ static COLD int poll_slow(struct shm_ep *e, struct tp_event *ev, int max)
         return n;
 }
 
+/* Of the slot that is waited for: its two lines then come from the other processor at the same time and not one after the
+ * other, which is up to a fifth of a small message's time. For one endpoint only: of many it would empty the cache. */
+static inline void fetch_second_line(const struct shm_ep *e)
+{
+        __builtin_prefetch((const char *)&e->rx_slots[e->rx_next % SHM_SLOTS] + CACHE_LINE);
+}
+
 int shm_poll(struct tp_ctx *ctx, struct tp_event *ev, int max)
 {
         struct shm_ctx *c = shm_ctx_of(ctx);
@@ -540,6 +547,7 @@ int shm_poll(struct tp_ctx *ctx, struct tp_event *ev, int max)
                 if (UNLIKELY(c->armed))
                         shm_disarm(ctx);
         } else if (n_eps == 1) {
+                fetch_second_line(c->eps[0]);
                 cpu_relax(); /* fewer looks at the slot leave its line to the side that wants to fill it */
         }
         return n;
