@@ -1,10 +1,11 @@
 /*
  * raw, shared memory: bare cache lines, in the fewest transfers between two processors that we know.
  *
- * Exchanges. Both directions have their flag in one and the same line: whoever waits for the answer wrote it last, and
- * polls its own copy until the other side takes the line to answer. A line for each direction takes twice as long,
- * because the one who waits keeps fetching what the other is about to write. Up to SMALL bytes travel beside the flag,
- * more in a slot of their own. Two slots take turns, so that the next one can be fetched back for writing early.
+ * Exchanges. Up to SMALL bytes, both directions share one line: whoever waits for the answer wrote it last, and polls its
+ * own copy until the other side takes the line to answer. A line for each direction takes longer, because the one who
+ * waits keeps fetching what the other is about to write. Up to TURNS_MAX bytes lie behind their flag in as few lines as
+ * hold them; the one who waits fetches those behind the first, too, so that all of them come at the same time, and the
+ * writer leaves the first for the end. Two such slots take turns. Longer messages lie apart from the shared flags.
  *
  * Streams. A message is its payload and, in the eight bytes right behind it, a flag that the writer stores last: as few
  * lines travel as the bytes can fill. Nothing else is written but the credit, once in half a depth. A flag's place may
@@ -37,6 +38,7 @@
 #define SPINS      512u          /* polls before raw_idle, which does more than poll */
 #define SMALL      24u
 #define TURNS_MAX  256u /* bytes up to which an exchange's slots take turns: not more than stays in the caches */
+#define BESIDE     (CACHE_LINE - sizeof(uint64_t)) /* bytes of a message in its flag's line */
 #define SEALS      (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct half {
@@ -303,28 +305,58 @@ static int line_up(struct shm_end *e)
 
 /* ---- exchanges ---- */
 
-/* One direction of an exchange: where message i lies. */
+/* One direction of an exchange: where message i lies, and the flag that says so. */
 struct lane {
-        struct half *half;
+        _Atomic uint64_t *flags[2];
         unsigned char *slots[2];
         size_t size;
+        size_t behind; /* bytes in lines behind that of the flag, if it is the message's own */
 };
 
 static struct lane lane_of(const struct shm_end *e, bool up, size_t size)
 {
-        struct lane l = {.half = &e->area->halves[up ? 0 : 1], .size = size};
+        struct half *half = &e->area->halves[up ? 0 : 1];
+        struct lane l = {.flags = {&half->flag, &half->flag}, .slots = {half->small, half->small}, .size = size};
 
-        l.slots[0] = size <= SMALL ? l.half->small : direction(e, up);
-        l.slots[1] = size <= SMALL || size > TURNS_MAX ? l.slots[0] : l.slots[0] + stride_of(size);
+        for (int i = 0; i < 2 && size > SMALL; i++) {
+                l.slots[i] = direction(e, up);
+                if (size > TURNS_MAX)
+                        continue;
+                l.flags[i] = (_Atomic uint64_t *)(void *)(l.slots[i] + (size_t)i * stride_of(size));
+                l.slots[i] = (unsigned char *)(l.flags[i] + 1);
+                l.behind = size > BESIDE ? size - BESIDE : 0;
+        }
         return l;
 }
 
 static inline void put(const struct lane *l, const void *src, uint64_t i)
 {
-        shm_copy(l->slots[i % 2], src, l->size);
-        atomic_store_explicit(&l->half->flag, i, memory_order_release);
-        if (l->slots[0] != l->slots[1])
-                shm_prefetch_write(l->slots[(i + 1) % 2]);
+        size_t first = l->size - l->behind;
+
+        shm_copy(l->slots[i % 2] + first, (const unsigned char *)src + first, l->behind);
+        __asm__ volatile("" ::: "memory");
+        shm_copy(l->slots[i % 2], src, first);
+        atomic_store_explicit(l->flags[i % 2], i, memory_order_release);
+}
+
+static inline int wait_message(struct raw_end *e, const struct lane *l, uint64_t i)
+{
+        _Atomic uint64_t *flag = l->flags[i % 2];
+
+        for (unsigned k = 0; k < SPINS; k++) {
+                if (atomic_load_explicit(flag, memory_order_acquire) >= i)
+                        return 0;
+                for (size_t at = 0; at < l->behind; at += CACHE_LINE)
+                        __builtin_prefetch(l->slots[i % 2] + BESIDE + at);
+                cpu_relax();
+        }
+        return wait_long(e, flag, i);
+}
+
+static void clear(const struct lane *l)
+{
+        for (int i = 0; i < 2; i++)
+                atomic_store_explicit(l->flags[i], 0, memory_order_relaxed);
 }
 
 static int drive_exchange(struct shm_end *e, const struct raw_order *o, const void *src, void *dst,
@@ -334,13 +366,13 @@ static int drive_exchange(struct shm_end *e, const struct raw_order *o, const vo
         uint64_t t0, t1;
         int rc;
 
-        atomic_store_explicit(&down.half->flag, 0, memory_order_relaxed);
+        clear(&down);
         rc = line_up(e);
         e->base.started_ns = clock_ns();
         t0 = clock_stamp();
         for (uint64_t i = 1; i <= o->n && !rc; i++) {
                 put(&up, src, i);
-                rc = wait_for(&e->base, &down.half->flag, i);
+                rc = wait_message(&e->base, &down, i);
                 if (dst)
                         shm_copy(dst, down.slots[i % 2], o->down);
                 else if (e->base.o.kind == RAW_SEND)
@@ -360,10 +392,10 @@ static int serve_exchange(struct shm_end *e, const struct raw_order *o)
         const struct lane up = lane_of(e, true, o->up), down = lane_of(e, false, o->down);
         int rc;
 
-        atomic_store_explicit(&up.half->flag, 0, memory_order_relaxed);
+        clear(&up);
         rc = line_up(e);
         for (uint64_t i = 1; i <= o->n && !rc; i++) {
-                rc = wait_for(&e->base, &up.half->flag, i);
+                rc = wait_message(&e->base, &up, i);
                 if (e->base.o.kind == RAW_SEND)
                         mem_look(up.slots[i % 2], o->up);
                 if (!rc)

@@ -5,16 +5,6 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Fetches a line for writing ahead of time. Compilers make a fetch for reading of __builtin_prefetch on plain x86-64. */
-static inline void shm_prefetch_write(const void *p)
-{
-#if defined(__x86_64__)
-        __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p));
-#else
-        __builtin_prefetch(p, 1);
-#endif
-}
-
 /* memcpy, on purpose: measured on a Sapphire Rapids with footprints from 64 KiB to 32 MiB, nothing is clearly faster (rep
  * movsb within 2 %, vector loops up to 40 % slower beyond the second-level cache, non-temporal stores half as fast but
  * for footprints just above that cache). */
