@@ -87,7 +87,7 @@ static int exchange_data(struct perf_conn *c, const struct perf_case *k, const s
         if (unlikely(rc))
                 return rc;
         if (k->op == PERF_SEND)
-                mem_look(data, ev->len); /* a message is there when it has been read */
+                look(k, ev, data);
         now = c->w->s->driver ? time_of(k) : 0;
         if (!c->w->s->driver) {
                 c->confirmed++;

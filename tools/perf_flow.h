@@ -1,5 +1,6 @@
 /*
- * perf: the loops that are measured, and what they share: all of it inline, because it is measured. One case on one thread, whatever the number of its connections.
+ * perf: the loops that are measured, and what they share: all of it inline, because it is measured. One case on one
+ * thread, whatever the number of its connections.
  *
  *   exchange  one transfer there, one back. A write is announced by a message in the same go (that is how writes are
  *             used); a read is one operation, whole. Closed loop: the next one goes out when the last one came back, and
@@ -182,6 +183,13 @@ static inline int take_data(struct perf_conn *c, const struct perf_case *k, cons
         c->received++;
         c->w->seen++;
         return 0;
+}
+
+/* A message is there when it has been read. Its length was agreed on and take_data has compared it: to read by the length
+ * that came along, so that no read can begin before that, costs 64 B over shm a tenth of their time, and raw does not. */
+static inline void look(const struct perf_case *k, const struct tp_event *ev, const void *data)
+{
+        mem_look(data, unlikely(k->octaves) ? ev->len : k->lo);
 }
 
 static inline void check_last(struct perf_conn *c, const struct perf_case *k, const void *data)

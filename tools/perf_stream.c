@@ -88,7 +88,7 @@ static int stream_data(struct perf_conn *c, const struct perf_case *k, const str
         if (unlikely(k->verify))
                 check_last(c, k, data);
         else if (k->op == PERF_SEND)
-                mem_look(data, ev->len);
+                look(k, ev, data);
         if (c->received - c->told >= step || c->received == k->n) {
                 c->confirm_due = true;
                 touch(c);
