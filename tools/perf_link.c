@@ -12,7 +12,7 @@
 #define OUT_RING   4u /* control messages that may be on their way */
 
 #define CTL_MAGIC   0x4652455044ull /* "DPERF" */
-#define CTL_VERSION 2
+#define CTL_VERSION 3
 
 /* Every version begins with these four, so that each can tell the other why it is refused. */
 struct wire_ctl {

@@ -124,13 +124,16 @@ static int no_memory(const struct raw_opts *o, int rc)
         return err_set(rc, "raw shm: %u slots of %zu bytes: %s", o->depth, o->max_bytes, strerror(-rc));
 }
 
-/* Bytes of one direction: a slot for each message in flight, and at least two. */
+/* Bytes of one direction: a slot for each message in flight, and for those of an exchange that take turns at least two. */
 static int size_area(const struct raw_opts *o, size_t *area_bytes, size_t *total)
 {
-        size_t slots = o->depth < 2 && o->max_bytes <= TURNS_MAX ? 2 : o->depth, stride;
+        size_t turns = 2 * stride_of(o->max_bytes < TURNS_MAX ? o->max_bytes : TURNS_MAX), stride;
 
-        if (!size_add(o->max_bytes, 2 * PAIR_BYTES, &stride) || !size_mul(stride_of(o->max_bytes), slots, area_bytes) ||
-            !size_mul(*area_bytes, 2, total) || !size_add(*total, sizeof(struct area_head), total))
+        if (!size_add(o->max_bytes, 2 * PAIR_BYTES, &stride) ||
+            !size_mul(stride_of(o->max_bytes), o->depth, area_bytes))
+                return no_memory(o, -EOVERFLOW);
+        *area_bytes = *area_bytes > turns ? *area_bytes : turns;
+        if (!size_mul(*area_bytes, 2, total) || !size_add(*total, sizeof(struct area_head), total))
                 return no_memory(o, -EOVERFLOW);
         return 0;
 }
@@ -322,6 +325,7 @@ static struct lane lane_of(const struct shm_end *e, bool up, size_t size)
                 l.slots[i] = direction(e, up);
                 if (size > TURNS_MAX)
                         continue;
+                BUG_ON(2 * stride_of(size) > e->area_bytes);
                 l.flags[i] = (_Atomic uint64_t *)(void *)(l.slots[i] + (size_t)i * stride_of(size));
                 l.slots[i] = (unsigned char *)(l.flags[i] + 1);
                 l.behind = size > BESIDE ? size - BESIDE : 0;

@@ -26,15 +26,20 @@ static const char *const schemes[] = {"shm", "tcp", "rdma"};
 static uint8_t src[MAX_BYTES], dst[MAX_BYTES];
 static struct hist times;
 
-static struct raw_pair *pair(const char *scheme, size_t max_bytes)
+static struct raw_pair *pair_of(const char *scheme, size_t max_bytes, unsigned depth)
 {
-        struct raw_opts o = {.url = scheme, .max_bytes = max_bytes, .depth = DEPTH, .cpu_peer = -1};
+        struct raw_opts o = {.url = scheme, .max_bytes = max_bytes, .depth = depth, .cpu_peer = -1};
         struct raw_pair *p;
 
         if (raw_unavailable(scheme))
                 return NULL;
         assert_int_equal(raw_open(&o, &p), 0);
         return p;
+}
+
+static struct raw_pair *pair(const char *scheme, size_t max_bytes)
+{
+        return pair_of(scheme, max_bytes, DEPTH);
 }
 
 static struct raw_order exchange(size_t up, size_t down, uint64_t n)
@@ -78,6 +83,29 @@ static void exchanges_of_all_sizes(void **state)
                         }
                 }
                 raw_close(p);
+        }
+}
+
+/* An end that is set up for one message in flight and little more than it: nothing may lie over anything else. */
+static void exchanges_in_little_room(void **state)
+{
+        static const size_t rooms[] = {24, 25, 56, 64, 200, 256, 257, 300, 400, 600},
+                            sizes[] = {0, 8, 24, 25, 56, 57, 64, 120, 121, 128, 200, 250, 256, 257};
+
+        memset(src, 0xff, sizeof(src));
+        for (size_t s = 0; s < ARRAY_LEN(schemes); s++) {
+                for (size_t r = 0; r < ARRAY_LEN(rooms); r++) {
+                        struct raw_pair *p = pair_of(schemes[s], rooms[r], 1);
+
+                        for (size_t i = 0; p && i < ARRAY_LEN(sizes) && sizes[i] <= rooms[r]; i++) {
+                                memset(dst, 0xee, sizes[i]);
+                                assert_int_equal(run(p, exchange(sizes[i], sizes[i], 1000), dst), 0);
+                                for (size_t at = 0; at < sizes[i]; at++) /* the other end sends zeros */
+                                        assert_int_equal(dst[at], 0);
+                        }
+                        if (p)
+                                raw_close(p);
+                }
         }
 }
 
@@ -280,10 +308,15 @@ static void a_blob_of_nobody_is_refused(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(exchanges_of_all_sizes),      cmocka_unit_test(streams_of_all_depths),
-            cmocka_unit_test(each_exchange_has_its_time),  cmocka_unit_test(orders_that_do_not_fit_are_refused),
-            cmocka_unit_test(unknown_media_are_refused),   cmocka_unit_test(a_dead_child_is_an_error),
-            cmocka_unit_test(a_silent_child_is_an_error),  cmocka_unit_test(ends_meet_by_their_blobs),
+            cmocka_unit_test(exchanges_of_all_sizes),
+            cmocka_unit_test(exchanges_in_little_room),
+            cmocka_unit_test(streams_of_all_depths),
+            cmocka_unit_test(each_exchange_has_its_time),
+            cmocka_unit_test(orders_that_do_not_fit_are_refused),
+            cmocka_unit_test(unknown_media_are_refused),
+            cmocka_unit_test(a_dead_child_is_an_error),
+            cmocka_unit_test(a_silent_child_is_an_error),
+            cmocka_unit_test(ends_meet_by_their_blobs),
             cmocka_unit_test(a_blob_of_nobody_is_refused),
         };
 
