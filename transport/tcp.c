@@ -307,12 +307,12 @@ static int ep_make(struct tp_ctx *ctx, int fd, uint64_t session, const struct gr
 static int ep_join(struct tcp_ep *ep)
 {
         struct tcp_ctx *c = tcp_ctx_of(ep->base.ctx);
-        int rc = epoll_join(c->epfd, ep->fd, &ep->tag);
+        int rc = tcp_together(c);
 
+        rc = rc ? rc : epoll_join(c->epfd, ep->fd, &ep->tag);
         if (rc < 0)
                 return err_set(rc, "%s: cannot poll the connection: %s", ep->base.peer, strerror(-rc));
         ep->interest = EPOLLIN;
-        tcp_together(c);
         LIST_ADD(c->eps, ep);
         c->n_eps++;
         return 0;

@@ -1138,12 +1138,17 @@ static uint32_t ep_wants(const struct tcp_ep *ep)
         return (ep->rx.stalled ? 0 : EPOLLIN) | (ep->tx.done != ep->tx.tail ? EPOLLOUT : 0);
 }
 
-void tcp_together(struct tcp_ctx *c)
+int tcp_together(struct tcp_ctx *c)
 {
-        for (struct tcp_ep *ep = c->eps; c->apart && ep; ep = ep->next)
-                tcp_interest(ep, ep_wants(ep));
+        for (struct tcp_ep *ep = c->eps; c->apart && ep; ep = ep->next) {
+                int rc = tcp_interest(ep, ep_wants(ep));
+
+                if (rc < 0)
+                        return rc;
+        }
         c->apart = false;
         c->directly = 0;
+        return 0;
 }
 
 /*
@@ -1192,7 +1197,8 @@ int tcp_arm(struct tp_ctx *ctx)
 {
         struct tcp_ctx *c = tcp_ctx_of(ctx);
 
-        tcp_together(c);
+        if (tcp_together(c) < 0)
+                return -EAGAIN; /* the set has no room: who cannot be woken must poll */
         for (struct tcp_ep *ep = c->eps; ep; ep = ep->next) {
                 if (ep->state == TCP_EP_DOWN)
                         continue;

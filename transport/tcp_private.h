@@ -175,8 +175,8 @@ int tcp_write_imm(struct tp_ep *ep, struct tp_mem *mem, const void *src, size_t 
 int tcp_read(struct tp_ep *ep, struct tp_mem *mem, void *dst, size_t len, struct tp_rmem *rmem, uint64_t roff,
              unsigned flags, uint64_t cookie);
 int tcp_cancel(struct tp_ep *ep, uint64_t cookie);
-/* Endpoints that left the epoll set are in it again. */
-void tcp_together(struct tcp_ctx *c);
+/* Endpoints that left the epoll set are in it again: 0; -errno when one is not, and they all are polled as before. */
+int tcp_together(struct tcp_ctx *c);
 /* Offers what is queued to the kernel. */
 void tcp_flush(struct tcp_ep *ep);
 /* Memory goes away: nothing may read from it or write to it any more. */

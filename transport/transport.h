@@ -314,7 +314,7 @@ struct tp_url {
         char port[8];   /* "" when absent */
         char query[96]; /* "a=1&b=2" */
         bool loopback;  /* the peer can only be on this host (shm, loop, 127/8, ::1, localhost) */
-        bool any;       /* "*", 0.0.0.0, [::]: to listen on, every address of this host */
+        bool any;       /* "*", 0.0.0.0, [::]: to listen on, every address of this host of a family */
 };
 
 /* A bare host:port means tcp. [v6]:port. -EINVAL with a sentence. */

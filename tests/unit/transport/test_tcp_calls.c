@@ -168,6 +168,8 @@ static void who_only_polls_is_in_no_epoll_set(void **state)
         unsigned rests, both = in_epoll_set();
         struct tp_event ev;
 
+        if (both == 0)
+                skip(); /* this kernel does not tell */
         for (int i = 0; i < ROUNDS; i++)
                 assert_int_equal(tp_poll(ctx, &ev, 1), 0);
         rests = in_epoll_set();
