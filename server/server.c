@@ -315,7 +315,7 @@ static int listen_on(struct server *srv, const char *url)
                 return err_trail(rc, "while listening on %s", url);
         l->loopback = u.loopback;
         srv->nlisteners++;
-        log_info("listening on %s%s", l->l->url, u.any ? ", and on this host's other addresses at that port" : "");
+        log_info("listening on %s%s", l->l->url, u.any ? ", and on this host's other addresses of that family" : "");
         return 0;
 }
 

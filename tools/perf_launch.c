@@ -565,7 +565,7 @@ static const char *listens_everywhere(const char *url)
 {
         struct tp_url u;
 
-        return tp_url_parse(url, &u) == 0 && u.any ? ", and on this host's other addresses at that port" : "";
+        return tp_url_parse(url, &u) == 0 && u.any ? ", and on this host's other addresses of that family" : "";
 }
 
 /* One child after another. Returns how it ended, or -errno. */

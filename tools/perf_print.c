@@ -239,7 +239,7 @@ bool perf_versus(const struct perf_opts *o, const struct perf_row *a, const stru
 struct reasons {
         struct {
                 char text[160], rows[160];
-                size_t n;
+                size_t n, cut; /* rows; those of them that found no room in `rows` */
         } of[32];
         size_t n;
         const struct perf_row *row; /* the one that is asked for its reasons now */
@@ -257,8 +257,12 @@ static void keep_reason(void *to, const char *text)
         if (i == s->n)
                 snprintf(s->of[s->n++].text, sizeof(s->of[0].text), "%s", text);
         len = strlen(s->of[i].rows);
-        snprintf(s->of[i].rows + len, sizeof(s->of[0].rows) - len, "%s%s %s", s->of[i].n++ ? ", " : "",
-                 s->row->size->text, s->row->raw ? "raw" : perf_op_names[s->row->op]);
+        if (snprintf(s->of[i].rows + len, sizeof(s->of[0].rows) - len, "%s%s %s", s->of[i].n++ ? ", " : "",
+                     s->row->size->text,
+                     s->row->raw ? "raw" : perf_op_names[s->row->op]) >= (int)(sizeof(s->of[0].rows) - len)) {
+                s->of[i].rows[len] = '\0';
+                s->of[i].cut++;
+        }
 }
 
 static void print_reasons(const struct perf_result *r)
@@ -270,10 +274,14 @@ static void print_reasons(const struct perf_result *r)
                 perf_warnings(r, s.row, keep_reason, &s);
         }
         for (size_t i = 0; i < s.n; i++) {
-                bool all = s.of[i].n == r->n_rows;
-
-                fprintf(stderr, "djinnbench perf: warning: %s%s%s\n", all ? "" : s.of[i].rows, all ? "" : ": ",
-                        s.of[i].text);
+                fprintf(stderr, "djinnbench perf: warning: ");
+                if (s.of[i].n < r->n_rows) {
+                        fprintf(stderr, "%s", s.of[i].rows);
+                        if (s.of[i].cut)
+                                fprintf(stderr, " and %zu more", s.of[i].cut);
+                        fprintf(stderr, ": ");
+                }
+                fprintf(stderr, "%s\n", s.of[i].text);
         }
 }
 

@@ -360,7 +360,7 @@ static void two_clocks(const struct sink *to, const struct report_view *view, co
         if (worst > 0)
                 say(to,
                     "%s: client and server read two clocks: the network's way up and way down are each known to "
-                    "%.1f µs per round trip, their sum is not touched by it.",
+                    "%.3g µs per round trip, their sum is not touched by it.",
                     workload_of(view, source, name), worst / 1e3);
 }
 

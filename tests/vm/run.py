@@ -83,7 +83,7 @@ def arguments():
     parser.add_argument('--json', metavar='FILE', help='write the results there')
     parser.add_argument('--keep', metavar='DIR', help='leave what the machines wrote in DIR')
     options = parser.parse_intermixed_args()
-    if options.list and options.build:
+    if options.list and options.build and not os.path.isdir(options.build):
         options.case.insert(0, options.build)
     elif not options.list and not options.build:
         parser.error('a build folder is needed')
