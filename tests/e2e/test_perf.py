@@ -38,11 +38,24 @@ def perf_json(*args):
             return json.load(f)
 
 
-def cpu_s(pid):
-    """Processor time that a running process has used so far."""
+def ended_children_cpu_s(pid):
+    """Processor time of the children that a running process has seen end."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as f:
         fields = f.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def driver_cpu_s(pid):
+    """Processor time so far of the busiest child of a perf that measures."""
+    def used(child):
+        try:
+            with open(f"/proc/{child}/stat", encoding="ascii") as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+        except OSError:
+            return 0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        return max(map(used, f.read().split()), default=0)
 
 
 class Listener:
@@ -291,6 +304,12 @@ class Signals(unittest.TestCase):
         self.addCleanup(child.kill)
         return child
 
+    def until(self, condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
     def sockets(self, folder):
         return sorted(os.listdir(os.path.join(folder, "djinnbench")))
 
@@ -302,7 +321,7 @@ class Signals(unittest.TestCase):
                             tempfile.TemporaryDirectory() as folder:
                         path = os.path.join(folder, "perf.json")
                         child = self.start(folder, test, "--transport", transport, "--op", op, "--sizes", "64,128",
-                                           "--warmup", "1", "--iters", "999999999", "--repeats", "1", "--json", path)
+                                           "--warmup", "0", "--iters", "999999999", "--repeats", "1", "--json", path)
                         child.stdout.readline()
                         # the group, as a terminal does; or the driver alone, as kill does
                         (os.killpg if how == signal.SIGINT else os.kill)(child.pid, how)
@@ -313,11 +332,30 @@ class Signals(unittest.TestCase):
                         with open(path, encoding="utf-8") as f:
                             doc = json.load(f)
                         self.assertTrue(doc["interrupted"])
-                        # what an exchange measured is good as it is; a stream has to be confirmed
-                        self.assertIn(len(doc["results"]), (0, 1) if test == "lat" else (0,))
-                        self.assertTrue(all(r["iterations"] > 0 for r in doc["results"]))
+                        # what an exchange measured is good as it is; of a stream, the segments that were confirmed,
+                        # the first of which has so many messages where nothing is known yet
+                        self.assertIn(len(doc["results"]), (0, 1))
+                        self.assertTrue(all(r["iterations"] >= (1 if test == "lat" else 10000)
+                                            for r in doc["results"]))
                         if transport == "shm":
                             self.assertEqual(self.sockets(folder), [])
+
+    def test_confirmed_segments_of_a_stream_are_kept(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "perf.json")
+            child = self.start(folder, "bw", "--transport", "tcp", "--sizes", "64", "--warmup", "0",
+                               "--iters", "9999999999", "--repeats", "1", "--json", path)
+            child.stdout.readline()
+            self.until(lambda: driver_cpu_s(child.pid) > 2)  # the first segment takes milliseconds of it
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=20)
+            self.assertEqual(child.returncode, 1, err)
+            self.assertRegex(out, r"(?m)^ +64 send ")
+            with open(path, encoding="utf-8") as f:
+                [row] = json.load(f)["results"]
+            self.assertTrue(10000 <= row["iterations"] < 9999999999)
+            self.assertGreater(row["gbytes_s"], 0)
+            self.assertEqual(len(row["replicates"]), 1)
 
     def test_finished_rows_are_printed_and_written(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -325,10 +363,8 @@ class Signals(unittest.TestCase):
             child = self.start(folder, "lat", "--transport", "shm", "--sizes", "64,128", "--duration", "100ms",
                                "--repeats", "1000", "--json", path)
             child.stdout.readline()
-            # Repeats of 100 ms in which this end polls: half a second of its processor time is one repeat at least.
-            deadline = time.monotonic() + 60
-            while cpu_s(child.pid) < 0.5 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            # A repeat is a process of its own, which polls for 100 ms: half a second of those that ended is a few.
+            self.until(lambda: ended_children_cpu_s(child.pid) > 0.5)
             child.send_signal(signal.SIGINT)
             out, err = child.communicate(timeout=20)
             self.assertEqual(child.returncode, 1, err)
