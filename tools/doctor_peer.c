@@ -345,8 +345,8 @@ static void say_port(struct pair *p, const char *to, int rc)
         if (rc == -ECONNREFUSED) {
                 doctor_why(p->d, "that host answers, and nothing listens there");
                 doctor_mend(p->d, BY_YOU,
-                            "there: djinnbench serve --listen %s://0.0.0.0:%s --key-file KEY (or perf --listen)",
-                            scheme, port);
+                            "there: djinnbench serve --listen %s://%s:%s --key-file KEY (or perf --listen)", scheme,
+                            strchr(to, ':') ? "[::]" : "0.0.0.0", port);
         } else if (rc == -ETIMEDOUT) {
                 doctor_why(p->d, "no answer at all: the host is down, or a firewall drops what goes to this port");
                 doctor_mend(p->d, BY_ADMIN, "there: nft list ruleset, and let tcp port %s in", port);

@@ -1,11 +1,7 @@
 #include "bootstrap.h"
 
-#include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,121 +133,7 @@ int boot_receive(int fd, uint32_t protocol, struct boot_reader *r, const char *p
         return 1;
 }
 
-/* ---- sockets ---- */
-
-/* A host that goes without a word is noticed within about five seconds. */
-static void tune(int fd)
-{
-        const int one = 1, idle_s = 2, interval_s = 1, probes = 3;
-
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
-}
-
-static int resolve(const char *url, const struct tp_url *u, bool passive, struct addrinfo **out)
-{
-        struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
-        const char *host = passive && !strcmp(u->host, "*") ? NULL : u->host;
-        int rc;
-
-        if (!u->port[0])
-                return err_set(-EINVAL, "%s: no port, expected %s://host:port%s", url, u->scheme,
-                               passive ? " (port 0: any free one)" : "");
-        hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-        rc = getaddrinfo(host, u->port, &hints, out);
-        if (rc)
-                return err_set(rc == EAI_SYSTEM ? -errno : -EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, u->host,
-                               rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc));
-        return 0;
-}
-
-static void addr_url(const struct sockaddr_storage *a, const char *scheme, char out[TP_URL_MAX])
-{
-        char host[INET6_ADDRSTRLEN] = "?";
-
-        if (a->ss_family == AF_INET6) {
-                const struct sockaddr_in6 *in6 = (const void *)a;
-
-                inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
-                snprintf(out, TP_URL_MAX, "%s://[%s]:%u", scheme, host, ntohs(in6->sin6_port));
-        } else {
-                const struct sockaddr_in *in = (const void *)a;
-
-                inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
-                snprintf(out, TP_URL_MAX, "%s://%s:%u", scheme, host, ntohs(in->sin_port));
-        }
-}
-
-void boot_peer_url(int fd, const char *scheme, char out[TP_URL_MAX])
-{
-        struct sockaddr_storage a = {0};
-        socklen_t len = sizeof(a);
-
-        getpeername(fd, (struct sockaddr *)&a, &len);
-        addr_url(&a, scheme, out);
-}
-
 /* ---- connecting ---- */
-
-int boot_wait(int fd, short events, uint64_t deadline_ns, const struct boot_idle *idle)
-{
-        struct pollfd p[2] = {{.fd = fd, .events = events}, {.fd = idle ? idle->fd : -1, .events = POLLIN}};
-
-        for (;;) {
-                uint64_t now = clock_ns(), left_ms;
-
-                if (now >= deadline_ns)
-                        return -ETIMEDOUT;
-                left_ms = (deadline_ns - now) / NS_PER_MS + 1;
-                if (poll(p, 2, left_ms < 100 ? (int)left_ms : 100) < 0 && errno != EINTR)
-                        return -errno;
-                if (p[0].revents)
-                        return 0;
-                if (p[1].revents)
-                        idle->progress(idle->arg);
-        }
-}
-
-static int connect_to(const struct addrinfo *ai, uint64_t deadline_ns, const struct boot_idle *idle)
-{
-        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
-        int rc = 0, error = 0;
-        socklen_t len = sizeof(error);
-
-        if (fd < 0)
-                return -errno;
-        tune(fd);
-        if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0 && errno != EINPROGRESS)
-                rc = -errno;
-        if (!rc)
-                rc = boot_wait(fd, POLLOUT, deadline_ns, idle);
-        if (!rc && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0)
-                rc = -error;
-        if (!rc)
-                return fd;
-        close(fd);
-        return rc;
-}
-
-int boot_connect(const char *url, const struct tp_url *u, uint64_t deadline_ns, const struct boot_idle *idle)
-{
-        struct addrinfo *ai;
-        int fd = -EADDRNOTAVAIL, rc = resolve(url, u, false, &ai);
-
-        if (rc < 0)
-                return rc;
-        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
-                fd = connect_to(a, deadline_ns, idle);
-        freeaddrinfo(ai);
-        if (fd == -ECONNREFUSED)
-                return err_set(fd, "%s: nothing listens there", url);
-        if (fd < 0)
-                return err_set(fd, "%s: cannot connect: %s", url, strerror(-fd));
-        return fd;
-}
 
 static int refused(const char *url, const struct boot_frame *f)
 {
@@ -262,13 +144,13 @@ static int refused(const char *url, const struct boot_frame *f)
 }
 
 int boot_exchange(int fd, const char *url, uint32_t protocol, const void *hello, size_t len, uint64_t deadline_ns,
-                  const struct boot_idle *idle, struct boot_frame *answer)
+                  const struct inet_idle *idle, struct boot_frame *answer)
 {
         struct boot_reader r = {.have = 0};
         int rc = boot_send(fd, protocol, BOOT_HELLO, 0, 0, hello, len);
 
         while (rc == 0) {
-                rc = boot_wait(fd, POLLIN, deadline_ns, idle);
+                rc = inet_wait(fd, POLLIN, deadline_ns, idle);
                 if (rc < 0)
                         return err_set(rc, "%s: connected, but no answer to the greeting came: %s", url, strerror(-rc));
                 rc = boot_receive(fd, protocol, &r, url, answer);
@@ -314,23 +196,6 @@ static int join(int epfd, int fd, uint64_t tag)
         return epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
 }
 
-static int listen_on(const struct addrinfo *ai)
-{
-        const int one = 1;
-        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
-
-        if (fd < 0)
-                return -errno;
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-        if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BOOT_BACKLOG) < 0) {
-                int rc = -errno;
-
-                close(fd);
-                return rc;
-        }
-        return fd;
-}
-
 static void listener_free(struct boot_listener *l)
 {
         if (l->fd >= 0)
@@ -344,17 +209,11 @@ static void listener_free(struct boot_listener *l)
 
 int boot_listen(const char *url, const struct tp_url *u, const struct boot_serve *serve, struct boot_listener **out)
 {
+        int fd = inet_listen(url, u, BOOT_BACKLOG, inet_tune), rc;
         struct boot_listener *l;
-        struct addrinfo *ai;
-        int fd = -EADDRNOTAVAIL, rc = resolve(url, u, true, &ai);
 
-        if (rc < 0)
-                return rc;
-        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
-                fd = listen_on(a);
-        freeaddrinfo(ai);
         if (fd < 0)
-                return err_set(fd, "%s: cannot listen: %s", url, strerror(-fd));
+                return fd;
         l = calloc(1, sizeof(*l));
         if (!l) {
                 close(fd);
@@ -381,20 +240,9 @@ int boot_listener_fd(const struct boot_listener *l)
         return l->epfd;
 }
 
-/* An address to listen on that means "every one of this host" is no address to connect to: say loopback. */
 void boot_listener_url(const struct boot_listener *l, char out[TP_URL_MAX])
 {
-        struct sockaddr_storage a = {0};
-        struct sockaddr_in6 *in6 = (void *)&a;
-        struct sockaddr_in *in = (void *)&a;
-        socklen_t len = sizeof(a);
-
-        getsockname(l->fd, (struct sockaddr *)&a, &len);
-        if (a.ss_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr))
-                in6->sin6_addr = in6addr_loopback;
-        else if (a.ss_family == AF_INET && in->sin_addr.s_addr == htonl(INADDR_ANY))
-                in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        addr_url(&a, l->serve.scheme, out);
+        inet_listener_url(l->fd, l->serve.scheme, out);
 }
 
 static void half_drop(struct boot_listener *l, struct boot_half *h)
@@ -477,7 +325,7 @@ static void half_progress(struct boot_listener *l, struct boot_half *h)
 
         if (h->fd < 0)
                 return;
-        boot_peer_url(h->fd, l->serve.scheme, peer);
+        inet_peer_url(h->fd, l->serve.scheme, peer);
         rc = boot_receive(h->fd, l->serve.protocol, &h->in, peer, &f);
         if (rc == 0)
                 return;
@@ -559,7 +407,7 @@ static void take_new(struct boot_listener *l)
                         rest(l, errno);
                         return;
                 }
-                tune(fd);
+                inet_tune(fd);
                 half_begin(l, fd);
         }
 }

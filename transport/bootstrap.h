@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "inet.h"
 #include "transport.h"
 
 #define BOOT_PAYLOAD_MAX 512u
@@ -61,20 +62,9 @@ int boot_receive(int fd, uint32_t protocol, struct boot_reader *r, const char *p
 
 /* ---- connecting ---- */
 
-/* While a connector waits it must let its own context's listeners get on, for it may be connecting to itself. */
-struct boot_idle {
-        int fd; /* readable when progress() has something to do; -1: none */
-        void (*progress)(void *arg);
-        void *arg;
-};
-
-/* A connected socket, non-blocking, or -ECONNREFUSED, -ETIMEDOUT, ... with a sentence. */
-int boot_connect(const char *url, const struct tp_url *u, uint64_t deadline_ns, const struct boot_idle *idle);
 /* HELLO there, ANSWER back. -errno with a sentence, the peer's own where it refused. */
 int boot_exchange(int fd, const char *url, uint32_t protocol, const void *hello, size_t len, uint64_t deadline_ns,
-                  const struct boot_idle *idle, struct boot_frame *answer);
-/* Waits for events (poll(2)) at fd: 0, -ETIMEDOUT, -errno; no sentence. */
-int boot_wait(int fd, short events, uint64_t deadline_ns, const struct boot_idle *idle);
+                  const struct inet_idle *idle, struct boot_frame *answer);
 
 /* ---- listening ---- */
 
@@ -102,8 +92,5 @@ int boot_listener_fd(const struct boot_listener *l);
 void boot_listener_progress(struct boot_listener *l, bool more);
 /* "scheme://host:port" as one may connect to it. */
 void boot_listener_url(const struct boot_listener *l, char out[TP_URL_MAX]);
-
-/* "scheme://host:port" of the other end of a connected socket. */
-void boot_peer_url(int fd, const char *scheme, char out[TP_URL_MAX]);
 
 #endif

@@ -51,4 +51,24 @@ int tpi_region_get(const struct mem_region *r, size_t off, void *dst, size_t len
 /* Parses url and insists on this scheme ("tcp", also as "fault+tcp" never: fault.c strips itself). */
 int tpi_url_expect(const char *url, const char *scheme, struct tp_url *out);
 
+/* Lists by prev and next, the head at the front. */
+#define LIST_ADD(head, x)                   \
+        do {                                \
+                (x)->prev = NULL;           \
+                (x)->next = (head);         \
+                if (head)                   \
+                        (head)->prev = (x); \
+                (head) = (x);               \
+        } while (0)
+
+#define LIST_DEL(head, x)                            \
+        do {                                         \
+                if ((x)->prev)                       \
+                        (x)->prev->next = (x)->next; \
+                else                                 \
+                        (head) = (x)->next;          \
+                if ((x)->next)                       \
+                        (x)->next->prev = (x)->prev; \
+        } while (0)
+
 #endif

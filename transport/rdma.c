@@ -48,25 +48,6 @@ _Static_assert(sizeof(struct rdma_hello) == 128, "wire layout");
 _Static_assert(offsetof(struct rdma_hello, session) == 48, "wire layout");
 _Static_assert(sizeof(struct rdma_hello) <= BOOT_PAYLOAD_MAX, "wire layout");
 
-#define LIST_ADD(head, x)                   \
-        do {                                \
-                (x)->prev = NULL;           \
-                (x)->next = (head);         \
-                if (head)                   \
-                        (head)->prev = (x); \
-                (head) = (x);               \
-        } while (0)
-
-#define LIST_DEL(head, x)                            \
-        do {                                         \
-                if ((x)->prev)                       \
-                        (x)->prev->next = (x)->next; \
-                else                                 \
-                        (head) = (x)->next;          \
-                if ((x)->next)                       \
-                        (x)->next->prev = (x)->prev; \
-        } while (0)
-
 /* ---- context ---- */
 
 static int epoll_join(int epfd, int fd, enum rdma_tag *who)
@@ -616,7 +597,7 @@ static int on_hello(void *arg, int fd, const struct boot_frame *f, void *answer,
         char peer[TP_URL_MAX];
         int rc;
 
-        boot_peer_url(fd, "rdma", peer);
+        inet_peer_url(fd, "rdma", peer);
         rc = hello_check(f, peer, &h);
         if (rc < 0)
                 return rc;
@@ -752,7 +733,7 @@ static void idle_progress(void *arg)
 }
 
 static int connect_over(struct rdma_ctx *c, int fd, const char *url, const struct rdma_url *par, uint64_t deadline_ns,
-                        const struct boot_idle *idle, struct rdma_ep *ep)
+                        const struct inet_idle *idle, struct rdma_ep *ep)
 {
         struct boot_frame answer;
         struct rdma_hello h;
@@ -770,14 +751,14 @@ static int connect_over(struct rdma_ctx *c, int fd, const char *url, const struc
 }
 
 static int connect_boot(struct rdma_ctx *c, const char *url, const struct tp_url *u, const struct rdma_url *par,
-                        uint64_t deadline_ns, const struct boot_idle *idle, struct rdma_ep **out)
+                        uint64_t deadline_ns, const struct inet_idle *idle, struct rdma_ep **out)
 {
         char peer[TP_URL_MAX];
-        int rc, fd = boot_connect(url, u, deadline_ns, idle);
+        int rc, fd = inet_connect(url, u, inet_tune, deadline_ns, idle);
 
         if (fd < 0)
                 return fd;
-        boot_peer_url(fd, "rdma", peer);
+        inet_peer_url(fd, "rdma", peer);
         rc = rdma_ep_make(c, 0, (unsigned)par->qps, par, peer, out);
         if (rc < 0) {
                 close(fd);
@@ -793,7 +774,7 @@ static int connect_boot(struct rdma_ctx *c, const char *url, const struct tp_url
 static int rdma_connect_url(struct tp_ctx *ctx, const char *url, uint64_t deadline_ns, struct tp_ep **out)
 {
         struct rdma_ctx *c = rdma_ctx_of(ctx);
-        struct boot_idle idle = {.fd = c->listeners ? c->epfd : -1, .progress = idle_progress, .arg = c};
+        struct inet_idle idle = {.fd = c->listeners ? c->epfd : -1, .progress = idle_progress, .arg = c};
         struct rdma_url par = c->url;
         struct rdma_ep *ep;
         struct tp_url u;

@@ -6,11 +6,9 @@
  * attributes only. Its private data carries what the bootstrap's greeting says otherwise. It has no words for an orderly
  * end, so a last message (RDMA_BYE) says it.
  */
-#include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <poll.h>
 #include <rdma/rdma_cma.h>
 #include <stdlib.h>
@@ -182,16 +180,6 @@ static struct rdma_conn_param conn_param(const struct rdma_ctx *c, const struct 
         };
 }
 
-static void addr_url(const struct sockaddr *a, char out[TP_URL_MAX])
-{
-        char host[INET6_ADDRSTRLEN] = "?", port[8] = "0";
-        bool v6 = a->sa_family == AF_INET6;
-
-        getnameinfo(a, v6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in), host, sizeof(host), port,
-                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
-        snprintf(out, TP_URL_MAX, v6 ? "rdma://[%s]:%s" : "rdma://%s:%s", host, port);
-}
-
 /* ---- ends ---- */
 
 void rdma_cm_hang_up(struct rdma_ep *ep)
@@ -210,26 +198,12 @@ void rdma_cm_free(struct rdma_ep *ep)
 
 /* ---- listening ---- */
 
-static int resolve(const char *url, const struct tp_url *u, bool passive, struct addrinfo **out)
-{
-        struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
-        int rc;
-
-        if (!u->port[0])
-                return err_set(-EINVAL, "%s: no port, expected rdma://host:port", url);
-        hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-        rc = getaddrinfo(passive && !strcmp(u->host, "*") ? NULL : u->host, u->port, &hints, out);
-        if (rc)
-                return err_set(-EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, u->host, gai_strerror(rc));
-        return 0;
-}
-
 int rdma_cm_listen(struct rdma_ctx *c, const char *url, const struct tp_url *u, struct rdma_listener *l)
 {
         struct addrinfo *ai;
         int rc = cm_need(c);
 
-        rc = rc ? rc : resolve(url, u, true, &ai);
+        rc = rc ? rc : inet_resolve(url, u, true, &ai);
         if (rc < 0)
                 return rc;
         if (rdma_create_id(c->cm->channel, &l->cm, l, RDMA_PS_TCP) != 0 || rdma_bind_addr(l->cm, ai->ai_addr) != 0 ||
@@ -241,7 +215,7 @@ int rdma_cm_listen(struct rdma_ctx *c, const char *url, const struct tp_url *u, 
                 rdma_cm_listener_free(l);
                 return rc;
         }
-        addr_url(rdma_get_local_addr(l->cm), l->base.url);
+        inet_url(rdma_get_local_addr(l->cm), "rdma", l->base.url);
         strcat(l->base.url, "?cm=1");
         return 0;
 }
@@ -262,7 +236,7 @@ static int request_answer(struct rdma_listener *l, struct rdma_cm_id *id, const 
         char peer[TP_URL_MAX];
         int rc;
 
-        addr_url(rdma_get_peer_addr(id), peer);
+        inet_url(rdma_get_peer_addr(id), "rdma", peer);
         rc = hello_check(h, have, peer);
         rc = rc ? rc : same_device(c, id, peer);
         if (rc == 0 && l->n_half + l->n_ready >= CM_HALF_MAX)
@@ -406,7 +380,7 @@ static int refusal(const char *url, const struct rdma_cm_event *e)
 
 /* Waits for this event on the connector's own channel; h (may be NULL): the private data that comes with it. */
 static int await(struct rdma_event_channel *ch, const char *url, enum rdma_cm_event_type want, uint64_t deadline_ns,
-                 const struct boot_idle *idle, struct cm_hello *h)
+                 const struct inet_idle *idle, struct cm_hello *h)
 {
         struct rdma_cm_event *e;
         int rc = 0;
@@ -414,7 +388,7 @@ static int await(struct rdma_event_channel *ch, const char *url, enum rdma_cm_ev
         while (rdma_get_cm_event(ch, &e) != 0) {
                 if (errno != EAGAIN)
                         return err_set(-errno, "%s: rdma_cm: %s", url, strerror(errno));
-                rc = boot_wait(ch->fd, POLLIN, deadline_ns, idle);
+                rc = inet_wait(ch->fd, POLLIN, deadline_ns, idle);
                 if (rc < 0)
                         return err_set(rc, "%s: no answer while waiting for %s: %s", url, rdma_event_str(want),
                                        strerror(-rc));
@@ -433,7 +407,7 @@ static int cm_error(const char *url, const char *step)
 }
 
 static int find_way(struct rdma_event_channel *ch, struct rdma_cm_id *id, const char *url, struct sockaddr *to,
-                    uint64_t deadline_ns, const struct boot_idle *idle)
+                    uint64_t deadline_ns, const struct inet_idle *idle)
 {
         int rc;
 
@@ -448,7 +422,7 @@ static int find_way(struct rdma_event_channel *ch, struct rdma_cm_id *id, const 
 }
 
 static int introduce(struct rdma_ctx *c, struct rdma_event_channel *ch, struct rdma_ep *ep, const char *url,
-                     const struct rdma_url *par, uint64_t deadline_ns, const struct boot_idle *idle)
+                     const struct rdma_url *par, uint64_t deadline_ns, const struct inet_idle *idle)
 {
         struct cm_hello h, theirs = {0};
         struct rdma_conn_param param;
@@ -468,7 +442,7 @@ static int introduce(struct rdma_ctx *c, struct rdma_event_channel *ch, struct r
 }
 
 int rdma_cm_connect(struct rdma_ctx *c, const char *url, const struct tp_url *u, const struct rdma_url *par,
-                    uint64_t deadline_ns, const struct boot_idle *idle, struct rdma_ep **out)
+                    uint64_t deadline_ns, const struct inet_idle *idle, struct rdma_ep **out)
 {
         struct rdma_event_channel *ch;
         struct rdma_cm_id *id = NULL;
@@ -477,10 +451,10 @@ int rdma_cm_connect(struct rdma_ctx *c, const char *url, const struct tp_url *u,
         char peer[TP_URL_MAX];
         int rc = cm_need(c);
 
-        rc = rc ? rc : resolve(url, u, false, &ai);
+        rc = rc ? rc : inet_resolve(url, u, false, &ai);
         if (rc < 0)
                 return rc;
-        addr_url(ai->ai_addr, peer);
+        inet_url(ai->ai_addr, "rdma", peer);
         rc = channel_make(&ch);
         if (rc < 0) {
                 freeaddrinfo(ai);

@@ -381,7 +381,7 @@ int rdma_cm_listen(struct rdma_ctx *c, const char *url, const struct tp_url *u, 
 void rdma_cm_listener_free(struct rdma_listener *l);
 void rdma_cm_drop_halves(struct rdma_ctx *c, struct rdma_listener *l);
 int rdma_cm_connect(struct rdma_ctx *c, const char *url, const struct tp_url *u, const struct rdma_url *par,
-                    uint64_t deadline_ns, const struct boot_idle *idle, struct rdma_ep **out);
+                    uint64_t deadline_ns, const struct inet_idle *idle, struct rdma_ep **out);
 void rdma_cm_progress(struct rdma_ctx *c);
 /* The endpoint is live; if the peer has gone meanwhile, that is taken up now. */
 void rdma_cm_joined(struct rdma_ep *ep);

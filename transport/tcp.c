@@ -6,13 +6,9 @@
  * fixed array with a deadline each; when it is full, the oldest makes room, so that strangers who say nothing cannot
  * keep others out: an honest peer needs one round trip.
  */
-#include <arpa/inet.h>
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +23,7 @@
 
 #include "clock.h"
 #include "err.h"
+#include "inet.h"
 #include "inside.h"
 #include "log.h"
 #include "tcp_private.h"
@@ -80,25 +77,6 @@ struct tcp_listener {
         struct tcp_half half[TCP_HALF_MAX];
         struct tp_listener base;
 };
-
-#define LIST_ADD(head, x)                   \
-        do {                                \
-                (x)->prev = NULL;           \
-                (x)->next = (head);         \
-                if (head)                   \
-                        (head)->prev = (x); \
-                (head) = (x);               \
-        } while (0)
-
-#define LIST_DEL(head, x)                            \
-        do {                                         \
-                if ((x)->prev)                       \
-                        (x)->prev->next = (x)->next; \
-                else                                 \
-                        (head) = (x)->next;          \
-                if ((x)->next)                       \
-                        (x)->next->prev = (x)->prev; \
-        } while (0)
 
 /* ---- greeting ---- */
 
@@ -189,70 +167,6 @@ static void tcp_close(struct tp_ctx *base)
         free(c);
 }
 
-/* ---- sockets ---- */
-
-static int resolve(const char *url, bool passive, struct tp_url *u, struct addrinfo **out)
-{
-        struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
-        const char *host;
-        int rc = tpi_url_expect(url, "tcp", u);
-
-        if (rc < 0)
-                return rc;
-        if (!u->port[0])
-                return err_set(-EINVAL, "%s: no port, expected tcp://host:port%s", url,
-                               passive ? " (port 0: any free one)" : "");
-        host = passive && !strcmp(u->host, "*") ? NULL : u->host;
-        hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
-        rc = getaddrinfo(host, u->port, &hints, out);
-        if (rc)
-                return err_set(rc == EAI_SYSTEM ? -errno : -EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, u->host,
-                               rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc));
-        return 0;
-}
-
-static void addr_url(const struct sockaddr_storage *a, char out[TP_URL_MAX])
-{
-        char host[INET6_ADDRSTRLEN] = "?";
-
-        if (a->ss_family == AF_INET6) {
-                const struct sockaddr_in6 *in6 = (const void *)a;
-
-                inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
-                snprintf(out, TP_URL_MAX, "tcp://[%s]:%u", host, ntohs(in6->sin6_port));
-        } else {
-                const struct sockaddr_in *in = (const void *)a;
-
-                inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
-                snprintf(out, TP_URL_MAX, "tcp://%s:%u", host, ntohs(in->sin_port));
-        }
-}
-
-/* An address to listen on that means "every one of this host" is no address to connect to: say loopback. */
-static void listener_url(int fd, char out[TP_URL_MAX])
-{
-        struct sockaddr_storage a = {0};
-        struct sockaddr_in6 *in6 = (void *)&a;
-        struct sockaddr_in *in = (void *)&a;
-        socklen_t len = sizeof(a);
-
-        getsockname(fd, (struct sockaddr *)&a, &len);
-        if (a.ss_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr))
-                in6->sin6_addr = in6addr_loopback;
-        else if (a.ss_family == AF_INET && in->sin_addr.s_addr == htonl(INADDR_ANY))
-                in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        addr_url(&a, out);
-}
-
-static void peer_url(int fd, char out[TP_URL_MAX])
-{
-        struct sockaddr_storage a = {0};
-        socklen_t len = sizeof(a);
-
-        getpeername(fd, (struct sockaddr *)&a, &len);
-        addr_url(&a, out);
-}
-
 /* ---- endpoints ---- */
 
 static void rx_init(struct tcp_ep *ep)
@@ -296,7 +210,7 @@ static int ep_make(struct tp_ctx *ctx, int fd, uint64_t session, const struct gr
         ep->peer_msg_max = le32toh(peer->msg_max);
         ep->base.ops = &tp_tcp_ops;
         ep->base.ctx = ctx;
-        peer_url(fd, ep->base.peer);
+        inet_peer_url(fd, "tcp", ep->base.peer);
         tcp_socket_connected(fd);
         rx_init(ep);
         *out = ep;
@@ -407,39 +321,18 @@ static void tcp_ep_close(struct tp_ep *base)
 
 /* ---- listening ---- */
 
-static int listen_on(const struct addrinfo *ai)
-{
-        const int one = 1;
-        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
-
-        if (fd < 0)
-                return -errno;
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-        tcp_socket_tune(fd); /* what is accepted inherits it */
-        if (bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, TCP_BACKLOG) < 0) {
-                int rc = -errno;
-
-                close(fd);
-                return rc;
-        }
-        return fd;
-}
-
 static int tcp_listen(struct tp_ctx *ctx, const char *url, struct tp_listener **out)
 {
         struct tcp_ctx *c = tcp_ctx_of(ctx);
         struct tcp_listener *l;
-        struct addrinfo *ai;
         struct tp_url u;
-        int fd = -EADDRNOTAVAIL, rc = resolve(url, true, &u, &ai);
+        int fd, rc = tpi_url_expect(url, "tcp", &u);
 
         if (rc < 0)
                 return rc;
-        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
-                fd = listen_on(a);
-        freeaddrinfo(ai);
+        fd = inet_listen(url, &u, TCP_BACKLOG, tcp_socket_tune);
         if (fd < 0)
-                return err_set(fd, "%s: cannot listen: %s", url, strerror(-fd));
+                return fd;
         l = calloc(1, sizeof(*l));
         rc = l ? epoll_join(c->epfd, fd, &l->tag) : -ENOMEM;
         if (rc < 0) {
@@ -454,7 +347,7 @@ static int tcp_listen(struct tp_ctx *ctx, const char *url, struct tp_listener **
                 l->half[i] = (struct tcp_half){.tag = TCP_TAG_HALF, .fd = -1, .l = l};
         l->base.ops = &tp_tcp_ops;
         l->base.ctx = ctx;
-        listener_url(fd, l->base.url);
+        inet_listener_url(fd, "tcp", l->base.url);
         LIST_ADD(c->listeners, l);
         *out = &l->base;
         return 0;
@@ -541,7 +434,7 @@ static void half_finish(struct tcp_half *h)
         char peer[TP_URL_MAX];
         int fd = h->fd, rc;
 
-        peer_url(fd, peer);
+        inet_peer_url(fd, "tcp", peer);
         rc = greeting_check(&h->got, GREETING_CONNECT, peer);
         /* A peer of another version is answered all the same, so that it can tell its user which one is here. */
         if (greeting_begins(&h->got, sizeof(h->got)) &&
@@ -696,52 +589,17 @@ static int tcp_accept(struct tp_listener *base, struct tp_ep **out)
 
 /* ---- connecting ---- */
 
-/* Waits for events at fd. Meanwhile the context's own listeners get on, so that one context can connect to itself. */
-static int wait_for(struct tcp_ctx *c, int fd, short events, uint64_t deadline_ns)
+static void idle_progress(void *arg)
 {
-        struct pollfd p[2] = {{.fd = fd, .events = events}, {.fd = c->listeners ? c->epfd : -1, .events = POLLIN}};
+        struct tcp_ctx *c = arg;
         struct epoll_event got[16];
-        int n;
+        int n = epoll_wait(c->epfd, got, ARRAY_LEN(got), 0);
 
-        for (;;) {
-                uint64_t now = clock_ns();
-
-                if (now >= deadline_ns)
-                        return -ETIMEDOUT;
-                n = poll(p, 2,
-                         (int)((deadline_ns - now) / NS_PER_MS < 100 ? (deadline_ns - now) / NS_PER_MS + 1 : 100));
-                if (n < 0 && errno != EINTR)
-                        return -errno;
-                if (p[0].revents)
-                        return 0;
-                n = p[1].revents ? epoll_wait(c->epfd, got, ARRAY_LEN(got), 0) : 0;
-                for (int i = 0; i < n; i++)
-                        tcp_setup_progress(c, got[i].data.ptr);
-        }
+        for (int i = 0; i < n; i++)
+                tcp_setup_progress(c, got[i].data.ptr);
 }
 
-static int connect_to(struct tcp_ctx *c, const struct addrinfo *ai, uint64_t deadline_ns)
-{
-        int fd = socket(ai->ai_family, ai->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, ai->ai_protocol);
-        int rc = 0, error = 0;
-        socklen_t len = sizeof(error);
-
-        if (fd < 0)
-                return -errno;
-        tcp_socket_tune(fd);
-        if (connect(fd, ai->ai_addr, ai->ai_addrlen) < 0 && errno != EINPROGRESS)
-                rc = -errno;
-        if (!rc)
-                rc = wait_for(c, fd, POLLOUT, deadline_ns);
-        if (!rc && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0)
-                rc = -error;
-        if (!rc)
-                return fd;
-        close(fd);
-        return rc;
-}
-
-static int greet(struct tcp_ctx *c, int fd, const char *url, uint64_t deadline_ns, uint64_t *session,
+static int greet(int fd, const char *url, uint64_t deadline_ns, const struct inet_idle *idle, uint64_t *session,
                  struct greeting *theirs)
 {
         struct greeting mine;
@@ -753,7 +611,7 @@ static int greet(struct tcp_ctx *c, int fd, const char *url, uint64_t deadline_n
                 return err_set(-ECONNRESET, "%s: closed before greeting", url);
         while (have < sizeof(*theirs)) {
                 ssize_t n;
-                int rc = wait_for(c, fd, POLLIN, deadline_ns);
+                int rc = inet_wait(fd, POLLIN, deadline_ns, idle);
 
                 if (rc < 0)
                         return err_set(rc, "%s: connected, but no greeting came: %s", url, strerror(-rc));
@@ -772,31 +630,22 @@ static int greet(struct tcp_ctx *c, int fd, const char *url, uint64_t deadline_n
         return greeting_check(theirs, GREETING_ACCEPT, url);
 }
 
-static int connect_error(int rc, const char *url)
-{
-        if (rc == -ECONNREFUSED)
-                return err_set(rc, "%s: nothing listens there", url);
-        return err_set(rc, "%s: cannot connect: %s", url, strerror(-rc));
-}
-
 static int tcp_connect(struct tp_ctx *ctx, const char *url, uint64_t deadline_ns, struct tp_ep **out)
 {
         struct tcp_ctx *c = tcp_ctx_of(ctx);
+        struct inet_idle idle = {.fd = c->listeners ? c->epfd : -1, .progress = idle_progress, .arg = c};
         struct greeting theirs;
-        struct addrinfo *ai;
         struct tcp_ep *ep;
         struct tp_url u;
         uint64_t session;
-        int fd = -EADDRNOTAVAIL, rc = resolve(url, false, &u, &ai);
+        int fd, rc = tpi_url_expect(url, "tcp", &u);
 
         if (rc < 0)
                 return rc;
-        for (struct addrinfo *a = ai; a && fd < 0; a = a->ai_next)
-                fd = connect_to(c, a, deadline_ns);
-        freeaddrinfo(ai);
+        fd = inet_connect(url, &u, tcp_socket_tune, deadline_ns, &idle);
         if (fd < 0)
-                return connect_error(fd, url);
-        rc = greet(c, fd, url, deadline_ns, &session, &theirs);
+                return fd;
+        rc = greet(fd, url, deadline_ns, &idle, &session, &theirs);
         if (rc < 0) {
                 close(fd);
                 return rc;

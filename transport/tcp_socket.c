@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "inet.h"
 #include "tcp_socket.h"
 
 #define SOCKBUF (4 << 20)
@@ -29,13 +30,9 @@ static bool host_allows(const char *limit_file, long bytes)
  */
 void tcp_socket_tune(int fd)
 {
-        const int one = 1, size = SOCKBUF, idle_s = 2, interval_s = 1, probes = 3;
+        const int size = SOCKBUF;
 
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+        inet_tune(fd);
         if (host_allows("/proc/sys/net/core/wmem_max", size))
                 setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
         if (host_allows("/proc/sys/net/core/rmem_max", size))

@@ -87,10 +87,20 @@ static int parse_port(const char *text, const char *p, size_t len, struct tp_url
         return 0;
 }
 
+/* A link-local address needs the interface that it is on, and no other one has it: fe80::1%eth0. */
+static bool is_v6(const char *host)
+{
+        char bare[sizeof(((struct tp_url *)0)->host)];
+        size_t len = strcspn(host, "%");
+        unsigned char a[16];
+
+        snprintf(bare, sizeof(bare), "%.*s", (int)len, host);
+        return inet_pton(AF_INET6, bare, a) == 1 && (!host[len] || (host[len + 1] && a[0] == 0xfe && a[1] >> 6 == 2));
+}
+
 static int parse_v6(const char *text, const char *p, size_t len, struct tp_url *out)
 {
         const char *close = memchr(p, ']', len);
-        unsigned char addr[16];
         size_t used;
         int rc;
 
@@ -99,7 +109,7 @@ static int parse_v6(const char *text, const char *p, size_t len, struct tp_url *
         rc = copy_part(text, "host", out->host, sizeof(out->host), p + 1, (size_t)(close - p) - 1);
         if (rc < 0)
                 return rc;
-        if (inet_pton(AF_INET6, out->host, addr) != 1)
+        if (!is_v6(out->host))
                 return err_set(-EINVAL, "%s: '%s' is not an IPv6 address", text, out->host);
         used = (size_t)(close - p) + 1;
         if (used == len)

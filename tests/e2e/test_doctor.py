@@ -498,6 +498,15 @@ class Peer(lib.Case):
         self.assertEqual(found["route"]["facts"]["netdev"], "lo")
         self.assert_says(self.ask("shm://nobody-%d" % os.getpid(), works=False)["listener"]["mend"], "serve --listen")
 
+    def test_nobody_over_ipv6(self):
+        with socket.socket(socket.AF_INET6) as s:
+            try:
+                s.bind(("::1", 0))
+            except OSError as e:
+                self.skipTest("no IPv6 here: %s" % e)
+            port = s.getsockname()[1]
+        self.assert_says(self.ask("tcp://[::1]:%d" % port, works=False)["port"]["mend"], "--listen tcp://[::]:%d" % port)
+
     def test_silence(self):
         with self.listener() as (_, url):
             found = self.ask(url, "--timeout", "1s", works=False, seconds=2)

@@ -73,19 +73,19 @@ static void server_start(struct server *s)
         boot_listener_url(s->l, s->url);
 }
 
-static struct boot_idle idle_of(struct server *s)
+static struct inet_idle idle_of(struct server *s)
 {
-        return (struct boot_idle){boot_listener_fd(s->l), progress, s};
+        return (struct inet_idle){boot_listener_fd(s->l), progress, s};
 }
 
 static int dial(struct server *s)
 {
-        struct boot_idle idle = idle_of(s);
+        struct inet_idle idle = idle_of(s);
         struct tp_url u;
         int fd;
 
         assert_int_equal(tp_url_parse(s->url, &u), 0);
-        fd = boot_connect(s->url, &u, clock_ns() + NS_PER_S, &idle);
+        fd = inet_connect(s->url, &u, inet_tune, clock_ns() + NS_PER_S, &idle);
         assert_true(fd >= 0);
         return fd;
 }
@@ -118,7 +118,7 @@ static void test_exchange(void **state)
 {
         struct server s;
         struct boot_frame f;
-        struct boot_idle idle;
+        struct inet_idle idle;
         struct boot_reader r = {0};
         int fd;
 
@@ -147,7 +147,7 @@ static void test_refused(void **state)
 {
         struct server s;
         struct boot_frame f;
-        struct boot_idle idle;
+        struct inet_idle idle;
         int fd;
 
         server_start(&s);
@@ -170,7 +170,7 @@ static void test_strangers(void **state)
         static const char *const said[] = {"GET / HTTP/1.1\r\n\r\n", "djinnBTX", "\0\0\0\0\0\0\0\0\0", "d"};
         struct server s;
         struct boot_frame f;
-        struct boot_idle idle;
+        struct inet_idle idle;
         uint8_t head[BOOT_HEAD_BYTES] = "djinnBTS";
         int fd, silent[100];
 
@@ -255,7 +255,7 @@ static void test_nobody(void **state)
         server_start(&s);
         boot_listener_close(s.l);
         assert_int_equal(tp_url_parse(s.url, &u), 0);
-        assert_int_equal(boot_connect(s.url, &u, clock_ns() + NS_PER_S, NULL), -ECONNREFUSED);
+        assert_int_equal(inet_connect(s.url, &u, inet_tune, clock_ns() + NS_PER_S, NULL), -ECONNREFUSED);
         assert_non_null(strstr(err_text(), "nothing listens"));
 }
 

@@ -99,7 +99,7 @@ static void exchanges_in_little_room(void **state)
 
                         for (size_t i = 0; p && i < ARRAY_LEN(sizes) && sizes[i] <= rooms[r]; i++) {
                                 memset(dst, 0xee, sizes[i]);
-                                assert_int_equal(run(p, exchange(sizes[i], sizes[i], 1000), dst), 0);
+                                assert_int_equal(run(p, exchange(sizes[i], sizes[i], 100), dst), 0);
                                 for (size_t at = 0; at < sizes[i]; at++) /* the other end sends zeros */
                                         assert_int_equal(dst[at], 0);
                         }

@@ -34,6 +34,7 @@ static void test_good(void **state)
         good("tcp://[::1]:80", "tcp", "::1", "80", "", true);
         good("[::ffff:127.0.0.1]:80", "tcp", "::ffff:127.0.0.1", "80", "", true);
         good("tcp://[2001:db8::1]", "tcp", "2001:db8::1", "", "", false);
+        good("tcp://[fe80::1%eth0]:80", "tcp", "fe80::1%eth0", "80", "", false);
         good("shm://a.b-c_1", "shm", "a.b-c_1", "", "", true);
         good("loop://", "loop", "", "", "", true);
         good("rdma://h:1?dev=mlx5_0&gid=3", "rdma", "h", "1", "dev=mlx5_0&gid=3", false);
@@ -84,6 +85,9 @@ static void test_bad(void **state)
             "tcp://h:123456789",
             "tcp://[::1:80",
             "tcp://[zz]:1",
+            "tcp://[fe80::1%]:1",
+            "tcp://[::1%lo]:1",
+            "tcp://[%lo]:1",
             "tcp://::1:80",
             "tcp://[::1]80",
             "tcp://a/b:1",
