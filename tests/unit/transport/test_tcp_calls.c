@@ -10,7 +10,10 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -182,6 +185,178 @@ static void who_only_polls_is_in_no_epoll_set(void **state)
         pass(client, server, 64);
 }
 
+static void go_apart(void)
+{
+        struct tp_event ev;
+
+        for (int i = 0; i < ROUNDS; i++)
+                assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+}
+
+/* Sleeps until the transport has something to do, as tp_wait does. false: it had, and no sleep was needed. */
+static bool sleep_once(void)
+{
+        struct pollfd p = {.fd = tp_fd(ctx), .events = POLLIN};
+
+        if (tp_arm(ctx) < 0)
+                return false;
+        assert_int_equal(poll(&p, 1, (int)(WAIT_NS / NS_PER_MS)), 1);
+        tp_disarm(ctx);
+        return true;
+}
+
+/* Who is in no epoll set still takes new connections, and then all are polled as they should be. */
+static void a_newcomer_brings_them_back(void **state)
+{
+        unsigned before = in_epoll_set();
+        struct tp_listener *l;
+        struct tp_ep *client2, *server2;
+        struct tp_event ev;
+
+        if (before == 0)
+                skip(); /* this kernel does not tell */
+        assert_int_equal(tp_listen(ctx, "tcp://localhost:0", &l), 0);
+        go_apart();
+        assert_int_equal(in_epoll_set(), before - 2 + 1);
+        assert_int_equal(tp_connect(ctx, l->url, clock_ns() + WAIT_NS, &client2), 0);
+        while (tp_accept(l, &server2) < 0)
+                assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+        assert_int_equal(in_epoll_set(), before + 1 + 2);
+        for (int i = 0; i < 3; i++) {
+                pass(client, server, 64);
+                pass(server2, client2, 64);
+                pass(server, client, 4096);
+                pass(client2, server2, 4096);
+        }
+        tp_ep_close(client2);
+        do {
+                ev = next();
+        } while (ev.kind != TP_EV_DOWN);
+        assert_ptr_equal(ev.ep, server2);
+        tp_ep_close(server2);
+        tp_listener_close(l);
+        go_apart();
+        assert_int_equal(in_epoll_set(), before - 2);
+        pass(client, server, 64);
+}
+
+/* ---- two contexts, as two processes have them ---- */
+
+struct connector {
+        pthread_t thread;
+        struct tp_ctx *ctx;
+        const char *url;
+        struct tp_ep *ep;
+        int rc;
+};
+
+static void *connect_there(void *arg)
+{
+        struct connector *c = arg;
+
+        c->rc = tp_connect(c->ctx, c->url, clock_ns() + WAIT_NS, &c->ep);
+        return NULL;
+}
+
+/* From a context of its own to l, which only polls. */
+static struct tp_ep *meet(struct connector *c, struct tp_listener *l, struct tp_ep **out)
+{
+        uint64_t until = clock_ns() + WAIT_NS;
+        struct tp_event ev;
+
+        *c = (struct connector){.url = l->url};
+        assert_int_equal(tp_open("tcp", NULL, &c->ctx), 0);
+        assert_int_equal(pthread_create(&c->thread, NULL, connect_there, c), 0);
+        while (tp_accept(l, out) < 0 && clock_ns() < until)
+                tp_poll(l->ctx, &ev, 1);
+        pthread_join(c->thread, NULL);
+        assert_int_equal(c->rc, 0);
+        return c->ep;
+}
+
+/* A listener is heard by who polls a connection and no epoll set. */
+static void a_listener_is_heard_apart(void **state)
+{
+        struct connector c[2];
+        struct tp_listener *l;
+        struct tp_ctx *here;
+        struct tp_event ev;
+        struct tp_ep *ep;
+
+        assert_int_equal(tp_open("tcp", NULL, &here), 0);
+        assert_int_equal(tp_listen(here, "tcp://localhost:0", &l), 0);
+        meet(&c[0], l, &ep);
+        for (int i = 0; i < ROUNDS; i++)
+                assert_int_equal(tp_poll(here, &ev, 1), 0);
+        meet(&c[1], l, &ep);
+        for (int i = 0; i < 2; i++)
+                tp_close(c[i].ctx);
+        tp_close(here);
+}
+
+static bool awake_within(struct tp_ctx *c, uint64_t ns)
+{
+        return poll(&(struct pollfd){.fd = tp_fd(c), .events = POLLIN}, 1, (int)(ns / NS_PER_MS)) == 1;
+}
+
+/* What the kernel had no room for is sent on by a sleeper, when it has; what it took is seen by the one that reads. */
+static void a_full_socket_wakes_its_sleeper(void **state)
+{
+        enum { LEN = 64 << 20 }; /* more than the kernel holds */
+        struct tp_ep *from, *to;
+        struct tp_mem *mem;
+        struct tp_listener *l;
+        struct connector c;
+        struct tp_ctx *here;
+        struct tp_rmem *r;
+        struct tp_key key;
+        struct tp_event ev;
+        void *src = calloc(1, LEN);
+
+        assert_non_null(src);
+        assert_int_equal(tp_open("tcp", NULL, &here), 0);
+        assert_int_equal(tp_listen(here, "tcp://localhost:0", &l), 0);
+        from = meet(&c, l, &to);
+        assert_int_equal(tp_alloc(to, LEN, &mem), 0);
+        assert_int_equal(tp_export_key(mem, 0, LEN, &key), 0);
+        assert_int_equal(tp_import_key(from, &key, clock_ns() + WAIT_NS, &r), 0);
+        for (int i = 0; i < ROUNDS; i++)
+                assert_int_equal(tp_poll(c.ctx, &ev, 1), 0);
+        assert_int_equal(tp_write(from, NULL, src, LEN, r, 0, 0, 1), TP_POSTED);
+        for (;;) {
+                int told;
+
+                while ((told = tp_poll(c.ctx, &ev, 1)) == 0 && tp_arm(c.ctx) < 0)
+                        ;
+                if (told)
+                        break;
+                for (int i = 0; i < ROUNDS; i++) /* more than the socket holds at once */
+                        assert_int_equal(tp_poll(here, &ev, 1), 0);
+                assert_true(awake_within(c.ctx, WAIT_NS));
+                tp_disarm(c.ctx);
+        }
+        assert_int_equal(ev.kind, TP_EV_DONE);
+        assert_int_equal(ev.status, 0);
+        tp_close(c.ctx);
+        tp_close(here);
+        free(src);
+}
+
+/* The end of a connection is heard also by who was in no epoll set. */
+static void the_end_is_heard_apart(void **state)
+{
+        struct tp_event ev;
+
+        go_apart();
+        tp_ep_close(client);
+        while (tp_poll(ctx, &ev, 1) == 0)
+                sleep_once();
+        assert_int_equal(ev.kind, TP_EV_DOWN);
+        assert_ptr_equal(ev.ep, server);
+        go_apart();
+        assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+}
+
 /* A short message of which the kernel takes nothing, or only the beginning, arrives as it was all the same. */
 static void what_the_kernel_refuses_is_queued(void **state)
 {
@@ -298,6 +473,10 @@ int main(void)
         const struct CMUnitTest tests[] = {
             cmocka_unit_test_setup_teardown(a_message_is_one_call_each_way, set_up, tear_down),
             cmocka_unit_test_setup_teardown(who_only_polls_is_in_no_epoll_set, set_up, tear_down),
+            cmocka_unit_test_setup_teardown(a_newcomer_brings_them_back, set_up, tear_down),
+            cmocka_unit_test(a_listener_is_heard_apart),
+            cmocka_unit_test(a_full_socket_wakes_its_sleeper),
+            cmocka_unit_test_setup_teardown(the_end_is_heard_apart, set_up, tear_down),
             cmocka_unit_test_setup_teardown(what_the_kernel_refuses_is_queued, set_up, tear_down),
             cmocka_unit_test_setup_teardown(a_write_and_its_message_are_one_call, set_up, tear_down),
             cmocka_unit_test_setup_teardown(bulk_goes_straight_to_its_target, set_up, tear_down),
