@@ -22,6 +22,7 @@
 
 #include "clock.h"
 #include "err.h"
+#include "inet.h"
 #include "inside.h"
 #include "raw_inside.h"
 #include "tcp_socket.h"
@@ -177,10 +178,12 @@ static void address_pack(const union address *a, struct tcp_blob *b)
         }
 }
 
-/* Where to connect to. An end that listens on every address of its host names none: then it is our URL's. */
+/* Where to connect to. An end that listens on every address of its host names none: then it is our URL's. Interfaces
+ * have their own numbers on each host: so does a link-local address, where our URL has one. */
 static int address_unpack(const struct tcp_blob *b, const char *url, union address *a)
 {
         uint16_t port = htons(le16toh(b->port));
+        union address ours;
         int rc = 0;
 
         memset(a, 0, sizeof(*a));
@@ -195,6 +198,9 @@ static int address_unpack(const struct tcp_blob *b, const char *url, union addre
         }
         if (address_is_any(a))
                 rc = resolve(url, a);
+        else if (b->family == 6 && IN6_IS_ADDR_LINKLOCAL(&a->in6.sin6_addr) && resolve(url, &ours) == 0 &&
+                 ours.any.sa_family == AF_INET6 && ours.in6.sin6_scope_id)
+                a->in6.sin6_scope_id = ours.in6.sin6_scope_id;
         if (a->any.sa_family == AF_INET6)
                 a->in6.sin6_port = port;
         else
@@ -267,25 +273,6 @@ static int tcp_offer(const struct raw_opts *o, struct raw_blob *offer, struct ra
         return 0;
 }
 
-/* 0 when what is waited for can be done. */
-static int wait_for(int fd, short events, uint64_t deadline_ns)
-{
-        struct pollfd p = {.fd = fd, .events = events};
-
-        for (;;) {
-                uint64_t now = clock_ns();
-                int n;
-
-                if (now >= deadline_ns)
-                        return -ETIMEDOUT;
-                n = poll(&p, 1, (int)((deadline_ns - now) / NS_PER_MS) + 1);
-                if (n > 0)
-                        return 0;
-                if (n < 0 && errno != EINTR)
-                        return -errno;
-        }
-}
-
 static int connect_to(int fd, const union address *a, uint64_t deadline_ns)
 {
         int rc = 0, error = 0;
@@ -294,7 +281,7 @@ static int connect_to(int fd, const union address *a, uint64_t deadline_ns)
         tcp_socket_tune(fd);
         if (connect(fd, &a->any, address_bytes(a)) < 0 && errno != EINPROGRESS)
                 return -errno;
-        rc = wait_for(fd, POLLOUT, deadline_ns);
+        rc = inet_wait(fd, POLLOUT, deadline_ns, NULL);
         if (rc == 0 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
                 rc = -errno;
         if (rc == 0 && error == 0)
@@ -340,7 +327,7 @@ static int take_one(struct tcp_end *e, uint64_t deadline_ns)
 
         if (fd < 0)
                 return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED ? -EAGAIN : -errno;
-        if (wait_for(fd, POLLIN, patience < deadline_ns ? patience : deadline_ns) == 0 &&
+        if (inet_wait(fd, POLLIN, patience < deadline_ns ? patience : deadline_ns, NULL) == 0 &&
             recv(fd, &secret, sizeof(secret), 0) == sizeof(secret) && le64toh(secret) == e->secret) {
                 tcp_socket_tune(fd);
                 tcp_socket_connected(fd);
@@ -361,7 +348,7 @@ static int tcp_settle(struct raw_end *base, const struct raw_blob *answer)
         if (le64toh(secret) != e->secret)
                 return err_set(-EPROTO, "raw %s: the answer is to another offer", base->o.url);
         while (rc == -EAGAIN) {
-                rc = wait_for(e->listen_fd, POLLIN, deadline);
+                rc = inet_wait(e->listen_fd, POLLIN, deadline, NULL);
                 rc = rc ? rc : take_one(e, deadline);
         }
         if (rc < 0)

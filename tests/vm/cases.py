@@ -2,6 +2,7 @@
 raises Failed or Skipped. Times are those of an emulated processor: none is compared but to another one of the same boot."""
 import collections
 import glob
+import ipaddress
 import json
 import os
 import re
@@ -14,6 +15,7 @@ CASES = {}
 
 KEY = 'a5' * 32 + '\n'
 LOSS = 'delay 1ms loss 1%'      # what netem does to every packet of both machines
+IFA_F_TENTATIVE = 0x40          # linux/if_addr.h
 DEADLINE_S = 30                 # a peer that is stopped or killed is reported within this, emulation included
 PEERS_ROUNDS = 10
 
@@ -199,12 +201,12 @@ def sweep_lossy(lab):
 
 # ---- perf ----
 
-def perf(lab, transport, *args, timeout):
-    """One end of perf here, the other on the peer; the results of its JSON."""
+def perf(lab, transport, *args, timeout, address=None):
+    """One end of perf here, the other on the peer, at its address; the results of its JSON."""
     here, there = key_files(lab)
     # A message may be so long as the end that takes it allows; 64 KiB only where that is asked for.
     query = '?msg=65536' if transport == 'rdma' else ''
-    listener, url = listening(lab.peer, lab.program, 'perf', '--listen', f'{transport}://{lab.peer.address}:0{query}',
+    listener, url = listening(lab.peer, lab.program, 'perf', '--listen', f'{transport}://{address or lab.peer.address}:0{query}',
                               '--once', '--key-file', there)
     url = url.partition('?')[0] + query
     path = os.path.join(lab.out, 'perf.json')
@@ -247,6 +249,32 @@ def perf_two(lab):
     said = []
     for transport in ('rdma', 'tcp'):
         results = perf(lab, transport, 'lat', '--sizes', '64,4K', '--iters', '300', '--repeats', '1', timeout=30)
+        said.append(f'{transport} 64 B {results[0]["half_rtt_us"]["p50"]:.0f} us')
+    return ', '.join(said)
+
+
+def link_local(machine):
+    """The address that an interface has by itself, once the kernel has found nobody else to have it."""
+    for _ in range(60):
+        for line in machine.run('cat', '/proc/net/if_inet6').out.splitlines():
+            digits, _, _, _, flags, name = line.split()
+            if digits.startswith('fe80') and not int(flags, 16) & IFA_F_TENTATIVE:
+                return '[%s%%%s]' % (ipaddress.ip_address(bytes.fromhex(digits)), name)
+        machine.run('sleep', '0.5')
+    raise Failed('no interface has a link-local address')
+
+
+@case('perf between the machines by link-local IPv6 addresses', hosts=2, seconds=90)
+def perf_ipv6(lab):
+    address = link_local(lab.peer)
+    link_local(lab.here)
+    said = [address]
+    for transport in ('rdma', 'tcp'):
+        results = perf(lab, transport, 'lat', '--sizes', '64', '--iters', '300', '--repeats', '1', '--raw', timeout=30,
+                       address=address)
+        with open(os.path.join(lab.out, 'perf.json'), encoding='utf-8') as f:
+            detail = re.search(r'"detail": "(.*)"', f.read()).group(1)
+        expect(transport == 'tcp' or re.search(r'GID \d+ fe80:', detail), f'no IPv6 GID: {detail}')
         said.append(f'{transport} 64 B {results[0]["half_rtt_us"]["p50"]:.0f} us')
     return ', '.join(said)
 
