@@ -1,7 +1,5 @@
 /* inet: what is printed of an address can be connected to, and what goes wrong is said. */
 #include <errno.h>
-#include <net/if.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,6 +37,7 @@ static void prints_what_it_resolves(void **state)
         }
 }
 
+/* The name with empty labels is one that no server has to be asked for. */
 static void says_what_it_cannot_resolve(void **state)
 {
         struct tp_url u = url_of("tcp://127.0.0.1");
@@ -46,9 +45,9 @@ static void says_what_it_cannot_resolve(void **state)
 
         assert_int_equal(inet_resolve("tcp://127.0.0.1", &u, true, &ai), -EINVAL);
         assert_non_null(strstr(err_text(), "tcp://127.0.0.1: no port, expected tcp://host:port (port 0"));
-        u = url_of("tcp://no-such-name.invalid:1");
-        assert_true(inet_resolve("tcp://no-such-name.invalid:1", &u, false, &ai) < 0);
-        assert_non_null(strstr(err_text(), "cannot resolve 'no-such-name.invalid'"));
+        u = url_of("tcp://no..such..name:1");
+        assert_true(inet_resolve("tcp://no..such..name:1", &u, false, &ai) < 0);
+        assert_non_null(strstr(err_text(), "cannot resolve 'no..such..name'"));
         u = url_of("tcp://[fe80::1%no-such-if]:1");
         assert_true(inet_resolve("tcp://[fe80::1%no-such-if]:1", &u, false, &ai) < 0);
 }
