@@ -304,10 +304,11 @@ class Signals(unittest.TestCase):
         self.addCleanup(child.kill)
         return child
 
-    def until(self, condition):
+    def until(self, what, child, condition):
         deadline = time.monotonic() + 60
         while not condition():
-            self.assertLess(time.monotonic(), deadline)
+            self.assertIsNone(child.poll(), "perf ended")
+            self.assertLess(time.monotonic(), deadline, what)
             time.sleep(0.01)
 
     def sockets(self, folder):
@@ -346,7 +347,8 @@ class Signals(unittest.TestCase):
             child = self.start(folder, "bw", "--transport", "tcp", "--sizes", "64", "--warmup", "0",
                                "--iters", "9999999999", "--repeats", "1", "--json", path)
             child.stdout.readline()
-            self.until(lambda: driver_cpu_s(child.pid) > 2)  # the first segment takes milliseconds of it
+            # The first segment takes milliseconds of it.
+            self.until("no 2 s of processor time", child, lambda: driver_cpu_s(child.pid) > 2)
             child.send_signal(signal.SIGINT)
             out, err = child.communicate(timeout=20)
             self.assertEqual(child.returncode, 1, err)
@@ -364,7 +366,7 @@ class Signals(unittest.TestCase):
                                "--repeats", "1000", "--json", path)
             child.stdout.readline()
             # A repeat is a process of its own, which polls for 100 ms: half a second of those that ended is a few.
-            self.until(lambda: ended_children_cpu_s(child.pid) > 0.5)
+            self.until("no repeat ended", child, lambda: ended_children_cpu_s(child.pid) > 0.5)
             child.send_signal(signal.SIGINT)
             out, err = child.communicate(timeout=20)
             self.assertEqual(child.returncode, 1, err)

@@ -196,6 +196,7 @@ static void go_apart(void)
 /* Who is in no epoll set still takes new connections, and then all are polled as they should be. */
 static void a_newcomer_brings_them_back(void **state)
 {
+        uint64_t until = clock_ns() + WAIT_NS;
         unsigned before = in_epoll_set();
         struct tp_listener *l;
         struct tp_ep *client2, *server2;
@@ -207,8 +208,10 @@ static void a_newcomer_brings_them_back(void **state)
         go_apart();
         assert_int_equal(in_epoll_set(), before - 2 + 1);
         assert_int_equal(tp_connect(ctx, l->url, clock_ns() + WAIT_NS, &client2), 0);
-        while (tp_accept(l, &server2) < 0)
+        while (tp_accept(l, &server2) < 0) {
                 assert_int_equal(tp_poll(ctx, &ev, 1), 0);
+                assert_true(clock_ns() < until);
+        }
         assert_int_equal(in_epoll_set(), before + 1 + 2);
         for (int i = 0; i < 3; i++) {
                 pass(client, server, 64);
@@ -253,12 +256,14 @@ static struct tp_ep *meet(struct connector *c, struct tp_listener *l, struct tp_
         struct tp_event ev;
 
         *c = (struct connector){.url = l->url};
+        *out = NULL;
         assert_int_equal(tp_open("tcp", NULL, &c->ctx), 0);
         assert_int_equal(pthread_create(&c->thread, NULL, connect_there, c), 0);
         while (tp_accept(l, out) < 0 && clock_ns() < until)
                 tp_poll(l->ctx, &ev, 1);
         pthread_join(c->thread, NULL);
         assert_int_equal(c->rc, 0);
+        assert_non_null(*out);
         return c->ep;
 }
 
@@ -299,6 +304,7 @@ static void a_full_socket_wakes_its_sleeper(void **state)
         struct tp_rmem *r;
         struct tp_key key;
         struct tp_event ev;
+        uint64_t until = clock_ns() + 3 * WAIT_NS;
         void *src = calloc(1, LEN);
 
         assert_non_null(src);
@@ -315,7 +321,7 @@ static void a_full_socket_wakes_its_sleeper(void **state)
                 int told;
 
                 while ((told = tp_poll(c.ctx, &ev, 1)) == 0 && tp_arm(c.ctx) < 0)
-                        ;
+                        assert_true(clock_ns() < until);
                 if (told)
                         break;
                 for (int i = 0; i < ROUNDS; i++) /* more than the socket holds at once */
