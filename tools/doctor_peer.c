@@ -104,15 +104,39 @@ static bool step_key(struct pair *p)
 
 static void address_text(const union address *a, char out[64])
 {
-        char scope[16] = "";
+        char scope[IF_NAMESIZE + 1] = "", name[IF_NAMESIZE];
 
         if (a->any.sa_family == AF_INET)
                 inet_ntop(AF_INET, &a->v4.sin_addr, out, 64);
         else
                 inet_ntop(AF_INET6, &a->v6.sin6_addr, out, 46);
-        if (a->any.sa_family == AF_INET6 && a->v6.sin6_scope_id)
-                snprintf(scope, sizeof(scope), "%%%u", a->v6.sin6_scope_id);
+        if (a->any.sa_family == AF_INET6 && a->v6.sin6_scope_id && if_indextoname(a->v6.sin6_scope_id, name))
+                snprintf(scope, sizeof(scope), "%%%s", name);
         strncat(out, scope, 63 - strlen(out));
+}
+
+/* As ip(8) wants it: "fe80::1 dev eth0". */
+static const char *ip_words(const char *address, char out[80])
+{
+        int len = (int)strcspn(address, "%");
+
+        snprintf(out, 80, address[len] ? "%.*s dev %s" : "%.*s%s", len, address, address[len] ? address + len + 1 : "");
+        return out;
+}
+
+static void say_name(struct pair *p, int rc)
+{
+        const char *host = p->url.host, *zone = strchr(host, '%');
+
+        if (zone && !if_nametoindex(zone + 1)) {
+                doctor_find(p->d, DOC_OFF, "name", "%s: this host has no interface '%s'", host, zone + 1);
+                doctor_why(p->d, "what stands after '%%' is the interface of this host that leads to the peer");
+                doctor_mend(p->d, BY_YOU, "name one that `ip link` lists");
+                return;
+        }
+        doctor_find(p->d, DOC_OFF, "name", "%s: %s", host, gai_strerror(rc));
+        doctor_why(p->d, "no address is known under this name");
+        doctor_mend(p->d, BY_YOU, "spell it as `getent ahosts %s` finds it, or use the address", host);
 }
 
 static bool step_name(struct pair *p)
@@ -125,9 +149,7 @@ static bool step_name(struct pair *p)
                 return true;
         rc = getaddrinfo(p->url.host, p->url.port, &hints, &found);
         if (rc != 0) {
-                doctor_find(p->d, DOC_OFF, "name", "%s: %s", p->url.host, gai_strerror(rc));
-                doctor_why(p->d, "no address is known under this name");
-                doctor_mend(p->d, BY_YOU, "spell it as `getent ahosts %s` finds it, or use the address", p->url.host);
+                say_name(p, rc);
                 return false;
         }
         for (struct addrinfo *a = found; a && p->n < ADDRESSES_MAX; a = a->ai_next) {
@@ -161,8 +183,13 @@ static bool same_address(const struct sockaddr *a, const union address *b)
                 return false;
         if (a->sa_family == AF_INET)
                 return ((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr == b->v4.sin_addr.s_addr;
-        return a->sa_family == AF_INET6 && memcmp(&((const struct sockaddr_in6 *)(const void *)a)->sin6_addr,
-                                                  &b->v6.sin6_addr, sizeof(b->v6.sin6_addr)) == 0;
+        if (a->sa_family != AF_INET6)
+                return false;
+        const struct sockaddr_in6 *v6 = (const void *)a;
+
+        /* A link-local one is the interface's alone. */
+        return memcmp(&v6->sin6_addr, &b->v6.sin6_addr, sizeof(v6->sin6_addr)) == 0 &&
+               v6->sin6_scope_id == b->v6.sin6_scope_id;
 }
 
 /* The interface that has the source address, and whether the destination is an interface's own. */
@@ -238,7 +265,7 @@ static void say_route(struct pair *p, const char *to, const struct route *r)
 static bool step_route(struct pair *p)
 {
         struct route r;
-        char to[64];
+        char to[64], words[80];
         int routed = 0;
 
         for (int i = 0; i < p->n; i++) {
@@ -257,7 +284,7 @@ static bool step_route(struct pair *p)
                 doctor_find(p->d, p->n == 1 ? DOC_OFF : DOC_UNKNOWN, "route", "%s: %s", to, strerror(-rc));
                 doctor_why(p->d, "this host has no way to that address");
                 doctor_mend(p->d, BY_ADMIN, "ip route get %s (what the kernel says); ip route add, or the interface up",
-                            to);
+                            ip_words(to, words));
         }
         return routed > 0 || !p->networked;
 }
@@ -340,6 +367,7 @@ static int try_port(const union address *to, socklen_t len, uint64_t wait_ns)
 static void say_port(struct pair *p, const char *to, int rc)
 {
         const char *port = p->url.port, *scheme = p->url.scheme;
+        char words[80];
 
         doctor_find(p->d, DOC_OFF, "port", "%s port %s: %s", to, port, strerror(-rc));
         if (rc == -ECONNREFUSED) {
@@ -352,7 +380,7 @@ static void say_port(struct pair *p, const char *to, int rc)
                 doctor_mend(p->d, BY_ADMIN, "there: nft list ruleset, and let tcp port %s in", port);
         } else {
                 doctor_why(p->d, "the network does not carry packets to it");
-                doctor_mend(p->d, BY_ADMIN, "ip route get %s; ip neighbour show %s", to, to);
+                doctor_mend(p->d, BY_ADMIN, "ip route get %s; ip neighbour show %s", ip_words(to, words), words);
         }
 }
 

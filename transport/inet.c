@@ -1,14 +1,28 @@
 #include "inet.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "err.h"
+
+static int unknown(const char *url, const char *host, int rc)
+{
+        const char *zone = strchr(host, '%');
+
+        if (rc == EAI_SYSTEM)
+                return err_set(-errno, "%s: cannot resolve '%s': %s", url, host, strerror(errno));
+        if (zone && !if_nametoindex(zone + 1))
+                return err_set(-EHOSTUNREACH, "%s: this host has no interface '%s'%s", url, zone + 1,
+                               strncmp(zone, "%25", 3) ? "" : "; a '%' stands for itself here");
+        return err_set(-EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, host, gai_strerror(rc));
+}
 
 int inet_resolve(const char *url, const struct tp_url *u, bool passive, struct addrinfo **out)
 {
@@ -21,10 +35,7 @@ int inet_resolve(const char *url, const struct tp_url *u, bool passive, struct a
                                passive ? " (port 0: any free one)" : "");
         hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
         rc = getaddrinfo(host, u->port, &hints, out);
-        if (rc)
-                return err_set(rc == EAI_SYSTEM ? -errno : -EHOSTUNREACH, "%s: cannot resolve '%s': %s", url, u->host,
-                               rc == EAI_SYSTEM ? strerror(errno) : gai_strerror(rc));
-        return 0;
+        return rc ? unknown(url, u->host, rc) : 0;
 }
 
 void inet_tune(int fd)

@@ -11,7 +11,6 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -130,34 +129,19 @@ static bool address_is_any(const union address *a)
                                             : a->in.sin_addr.s_addr == htonl(INADDR_ANY);
 }
 
-/* The host of a URL, "*" for every address of this host, 127.0.0.1 where none is named. */
-static int host_of(const char *url, char *host, size_t room)
-{
-        struct tp_url u;
-        int rc;
-
-        snprintf(host, room, "127.0.0.1");
-        if (!strstr(url, "://"))
-                return 0;
-        rc = tp_url_parse(url, &u);
-        if (rc == 0)
-                snprintf(host, room, "%s", u.host);
-        return rc;
-}
-
+/* The host of a URL, "*" for every address of this host, 127.0.0.1 where none is named. The port is any. */
 static int resolve(const char *url, union address *out)
 {
-        struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *ai;
-        char host[sizeof(((struct tp_url *)0)->host)];
-        int rc = host_of(url, host, sizeof(host));
-        bool any = rc == 0 && !strcmp(host, "*");
+        struct tp_url u = {.scheme = "tcp", .host = "127.0.0.1"};
+        int rc = strstr(url, "://") ? tp_url_parse(url, &u) : 0;
+        struct addrinfo *ai;
 
         if (rc < 0)
                 return rc;
-        hints.ai_flags |= any ? AI_PASSIVE : 0;
-        rc = getaddrinfo(any ? NULL : host, "0", &hints, &ai);
-        if (rc)
-                return err_set(-EHOSTUNREACH, "raw %s: cannot resolve '%s': %s", url, host, gai_strerror(rc));
+        strcpy(u.port, "0");
+        rc = inet_resolve(url, &u, !strcmp(u.host, "*"), &ai);
+        if (rc < 0)
+                return rc;
         memset(out, 0, sizeof(*out));
         memcpy(&out->room, ai->ai_addr, ai->ai_addrlen);
         freeaddrinfo(ai);
@@ -179,7 +163,7 @@ static void address_pack(const union address *a, struct tcp_blob *b)
 }
 
 /* Where to connect to. An end that listens on every address of its host names none: then it is our URL's. Interfaces
- * have their own numbers on each host: so does a link-local address, where our URL has one. */
+ * have numbers of their own on each host: that of a link-local address is taken from our URL, where it has one. */
 static int address_unpack(const struct tcp_blob *b, const char *url, union address *a)
 {
         uint16_t port = htons(le16toh(b->port));

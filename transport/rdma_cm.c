@@ -18,6 +18,7 @@
 
 #include "clock.h"
 #include "err.h"
+#include "inet.h"
 #include "log.h"
 #include "rdma_private.h"
 

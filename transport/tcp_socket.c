@@ -45,7 +45,8 @@ static bool same_host(const struct sockaddr_storage *a, const struct sockaddr_st
         const struct sockaddr_in *a4 = (const void *)a, *b4 = (const void *)b;
 
         if (a->ss_family == AF_INET6)
-                return !memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr));
+                return !memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr)) &&
+                       a6->sin6_scope_id == b6->sin6_scope_id; /* link-local ones are the interface's alone */
         return a->ss_family == AF_INET && a4->sin_addr.s_addr == b4->sin_addr.s_addr;
 }
 

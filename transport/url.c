@@ -1,9 +1,11 @@
 /*
- * URLs: scheme://host:port?a=1&b=2, scheme://[v6]:port, shm://name, loop://, and a bare host:port, which means tcp.
+ * URLs: scheme://host:port?a=1&b=2, scheme://[v6]:port, scheme://[fe80::1%eth0]:port, shm://name, loop://, and a bare
+ * host:port, which means tcp.
  */
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
+#include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -87,15 +89,27 @@ static int parse_port(const char *text, const char *p, size_t len, struct tp_url
         return 0;
 }
 
-/* A link-local address needs the interface that it is on, and no other one has it: fe80::1%eth0. */
-static bool is_v6(const char *host)
+/* A link-local address means nothing without the interface that it is on; no other one has that. */
+static int check_v6(const char *text, const char *host)
 {
         char bare[sizeof(((struct tp_url *)0)->host)];
-        size_t len = strcspn(host, "%");
+        size_t len = strcspn(host, "%"), zone = host[len] ? strlen(host + len + 1) : 0;
+        bool link_local;
         unsigned char a[16];
 
         snprintf(bare, sizeof(bare), "%.*s", (int)len, host);
-        return inet_pton(AF_INET6, bare, a) == 1 && (!host[len] || (host[len + 1] && a[0] == 0xfe && a[1] >> 6 == 2));
+        if (inet_pton(AF_INET6, bare, a) != 1)
+                return err_set(-EINVAL, "%s: '%s' is not an IPv6 address", text, bare);
+        link_local = a[0] == 0xfe && a[1] >> 6 == 2;
+        if (link_local && !host[len])
+                return err_set(-EINVAL, "%s: a link-local address needs the interface of this host: [%s%%eth0]", text,
+                               bare);
+        if (!link_local && host[len])
+                return err_set(-EINVAL, "%s: %s is not link-local, so no interface follows it", text, bare);
+        if (link_local && (zone == 0 || zone >= IF_NAMESIZE))
+                return err_set(-EINVAL, "%s: an interface's name of 1 to %d characters is expected after '%%'", text,
+                               IF_NAMESIZE - 1);
+        return 0;
 }
 
 static int parse_v6(const char *text, const char *p, size_t len, struct tp_url *out)
@@ -109,8 +123,9 @@ static int parse_v6(const char *text, const char *p, size_t len, struct tp_url *
         rc = copy_part(text, "host", out->host, sizeof(out->host), p + 1, (size_t)(close - p) - 1);
         if (rc < 0)
                 return rc;
-        if (!is_v6(out->host))
-                return err_set(-EINVAL, "%s: '%s' is not an IPv6 address", text, out->host);
+        rc = check_v6(text, out->host);
+        if (rc < 0)
+                return rc;
         used = (size_t)(close - p) + 1;
         if (used == len)
                 return 0;

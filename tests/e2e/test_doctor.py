@@ -499,13 +499,19 @@ class Peer(lib.Case):
         self.assert_says(self.ask("shm://nobody-%d" % os.getpid(), works=False)["listener"]["mend"], "serve --listen")
 
     def test_nobody_over_ipv6(self):
-        with socket.socket(socket.AF_INET6) as s:
-            try:
+        try:
+            with socket.socket(socket.AF_INET6) as s:
                 s.bind(("::1", 0))
-            except OSError as e:
-                self.skipTest("no IPv6 here: %s" % e)
-            port = s.getsockname()[1]
-        self.assert_says(self.ask("tcp://[::1]:%d" % port, works=False)["port"]["mend"], "--listen tcp://[::]:%d" % port)
+                port = s.getsockname()[1]
+        except OSError as e:
+            self.skipTest("no IPv6 here: %s" % e)
+        found = self.ask("tcp://[::1]:%d" % port, works=False)
+        self.assert_says(found["port"]["mend"], "--listen tcp://[::]:%d" % port)
+
+    def test_interface_that_is_not_there(self):
+        found = self.ask("tcp://[fe80::1%nosuch]:1", works=False)
+        self.assert_says(found["name"]["state"], "this host has no interface 'nosuch'")
+        self.assert_says(found["name"]["mend"], "ip link")
 
     def test_silence(self):
         with self.listener() as (_, url):

@@ -273,7 +273,7 @@ def perf_ipv6(lab):
         results = perf(lab, transport, 'lat', '--sizes', '64', '--iters', '300', '--repeats', '1', '--raw', timeout=30,
                        address=address)
         with open(os.path.join(lab.out, 'perf.json'), encoding='utf-8') as f:
-            detail = re.search(r'"detail": "(.*)"', f.read()).group(1)
+            detail = json.load(f)['manifest']['perf']['detail']
         expect(transport == 'tcp' or re.search(r'GID \d+ fe80:', detail), f'no IPv6 GID: {detail}')
         said.append(f'{transport} 64 B {results[0]["half_rtt_us"]["p50"]:.0f} us')
     return ', '.join(said)

@@ -7,8 +7,12 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -16,7 +20,8 @@
 #include "err.h"
 #include "raw.h"
 
-#define BLOB_PORT 18 /* where the port stands in an offer, little endian */
+#define BLOB_PORT  18 /* where the port stands in an offer, little endian */
+#define BLOB_SCOPE 20 /* and the number of the interface */
 
 static bool has_v6(void)
 {
@@ -105,6 +110,35 @@ static void nobody_comes(void **state)
         raw_free(a);
 }
 
+/* The number that an interface has at the other end is not the one that it has here. */
+static void the_interface_is_that_of_our_url(void **state)
+{
+        char host[NI_MAXHOST], url[NI_MAXHOST + 16] = "";
+        struct raw_opts o = {.url = url, .max_bytes = 64, .depth = 1, .cpu_peer = -1};
+        struct raw_blob offer, answer;
+        struct raw_end *a, *b;
+        struct ifaddrs *all;
+
+        assert_int_equal(getifaddrs(&all), 0);
+        for (const struct ifaddrs *i = all; i && !url[0]; i = i->ifa_next) {
+                const struct sockaddr_in6 *in6 = (const void *)i->ifa_addr;
+
+                if (in6 && in6->sin6_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&in6->sin6_addr) &&
+                    (i->ifa_flags & IFF_RUNNING) &&
+                    getnameinfo(i->ifa_addr, sizeof(*in6), host, sizeof(host), NULL, 0, NI_NUMERICHOST) == 0)
+                        snprintf(url, sizeof(url), "tcp://[%s]", host);
+        }
+        freeifaddrs(all);
+        if (!url[0])
+                skip(); /* no interface of this host has such an address */
+        assert_int_equal(raw_offer(&o, &offer, &a), 0);
+        memset(offer.bytes + BLOB_SCOPE, 0x7e, 4);
+        assert_int_equal(raw_answer(&o, &offer, &answer, &b), 0);
+        assert_int_equal(raw_settle(a, &answer), 0);
+        raw_free(a);
+        raw_free(b);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -112,6 +146,7 @@ int main(void)
             cmocka_unit_test(a_host_that_cannot_be_found_is_named),
             cmocka_unit_test(a_stranger_is_thrown_out),
             cmocka_unit_test(nobody_comes),
+            cmocka_unit_test(the_interface_is_that_of_our_url),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

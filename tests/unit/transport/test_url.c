@@ -34,6 +34,7 @@ static void test_good(void **state)
         good("tcp://[::1]:80", "tcp", "::1", "80", "", true);
         good("[::ffff:127.0.0.1]:80", "tcp", "::ffff:127.0.0.1", "80", "", true);
         good("tcp://[2001:db8::1]", "tcp", "2001:db8::1", "", "", false);
+        good("tcp://[febf::1%fifteen-letters]:80", "tcp", "febf::1%fifteen-letters", "80", "", false);
         good("tcp://[fe80::1%eth0]:80", "tcp", "fe80::1%eth0", "80", "", false);
         good("shm://a.b-c_1", "shm", "a.b-c_1", "", "", true);
         good("loop://", "loop", "", "", "", true);
@@ -86,6 +87,9 @@ static void test_bad(void **state)
             "tcp://[::1:80",
             "tcp://[zz]:1",
             "tcp://[fe80::1%]:1",
+            "tcp://[fe80::1]:1",
+            "tcp://[fe80::1%sixteen-letters.]:1",
+            "tcp://[fec0::1%eth0]:1",
             "tcp://[::1%lo]:1",
             "tcp://[%lo]:1",
             "tcp://::1:80",
