@@ -38,24 +38,23 @@ def perf_json(*args):
             return json.load(f)
 
 
-def ended_children_cpu_s(pid):
-    """Processor time of the children that a running process has seen end."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
-        fields = f.read().rsplit(")", 1)[1].split()
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+def cpu_s(pid, first):
+    """Seconds that two fields of /proc/PID/stat say, counted from the state: OWN, or CHILDREN that were seen to end.
+    0 for a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+            fields = f.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0
+    return (int(fields[first]) + int(fields[first + 1])) / os.sysconf("SC_CLK_TCK")
 
 
-def driver_cpu_s(pid):
-    """Processor time so far of the busiest child of a perf that measures."""
-    def used(child):
-        try:
-            with open(f"/proc/{child}/stat", encoding="ascii") as f:
-                fields = f.read().rsplit(")", 1)[1].split()
-        except OSError:
-            return 0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+OWN, CHILDREN = 11, 13
+
+
+def busiest_child_cpu_s(pid):
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
-        return max(map(used, f.read().split()), default=0)
+        return max((cpu_s(child, OWN) for child in f.read().split()), default=0)
 
 
 class Listener:
@@ -311,6 +310,17 @@ class Signals(unittest.TestCase):
             self.assertLess(time.monotonic(), deadline, what)
             time.sleep(0.01)
 
+    def interrupt(self, child, path):
+        """The one row, of 64 bytes, that is printed and written of what was measured until then."""
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=20)
+        self.assertEqual(child.returncode, 1, err)
+        self.assertRegex(out, r"(?m)^ +64 send ")
+        with open(path, encoding="utf-8") as f:
+            [row] = json.load(f)["results"]
+        self.assertEqual(row["size"], 64)
+        return row
+
     def sockets(self, folder):
         return sorted(os.listdir(os.path.join(folder, "djinnbench")))
 
@@ -348,13 +358,8 @@ class Signals(unittest.TestCase):
                                "--iters", "9999999999", "--repeats", "1", "--json", path)
             child.stdout.readline()
             # The first segment takes milliseconds of it.
-            self.until("no 2 s of processor time", child, lambda: driver_cpu_s(child.pid) > 2)
-            child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=20)
-            self.assertEqual(child.returncode, 1, err)
-            self.assertRegex(out, r"(?m)^ +64 send ")
-            with open(path, encoding="utf-8") as f:
-                [row] = json.load(f)["results"]
+            self.until("no 2 s of processor time", child, lambda: busiest_child_cpu_s(child.pid) > 2)
+            row = self.interrupt(child, path)
             self.assertTrue(10000 <= row["iterations"] < 9999999999)
             self.assertGreater(row["gbytes_s"], 0)
             self.assertEqual(len(row["replicates"]), 1)
@@ -366,15 +371,9 @@ class Signals(unittest.TestCase):
                                "--repeats", "1000", "--json", path)
             child.stdout.readline()
             # A repeat is a process of its own, which polls for 100 ms: half a second of those that ended is a few.
-            self.until("no repeat ended", child, lambda: ended_children_cpu_s(child.pid) > 0.5)
-            child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=20)
-            self.assertEqual(child.returncode, 1, err)
-            self.assertRegex(out, r"(?m)^ +64 send ")
-            with open(path, encoding="utf-8") as f:
-                doc = json.load(f)
-            self.assertEqual([r["size"] for r in doc["results"]], [64])
-            self.assertTrue(0 < len(doc["results"][0]["replicates"]) < 1000)
+            self.until("no repeat ended", child, lambda: cpu_s(child.pid, CHILDREN) > 0.5)
+            row = self.interrupt(child, path)
+            self.assertTrue(0 < len(row["replicates"]) < 1000)
 
     def test_a_listener_ends_well(self):
         with tempfile.TemporaryDirectory() as folder:
