@@ -407,7 +407,6 @@ static void take_new(struct boot_listener *l)
                         rest(l, errno);
                         return;
                 }
-                inet_tune(fd);
                 half_begin(l, fd);
         }
 }

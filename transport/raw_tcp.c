@@ -313,7 +313,6 @@ static int take_one(struct tcp_end *e, uint64_t deadline_ns)
                 return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED ? -EAGAIN : -errno;
         if (inet_wait(fd, POLLIN, patience < deadline_ns ? patience : deadline_ns, NULL) == 0 &&
             recv(fd, &secret, sizeof(secret), 0) == sizeof(secret) && le64toh(secret) == e->secret) {
-                tcp_socket_tune(fd);
                 tcp_socket_connected(fd);
                 e->fd = fd;
                 return 0;

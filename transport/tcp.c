@@ -515,7 +515,6 @@ static void listener_progress(struct tcp_listener *l)
                         listener_rest(l, errno);
                         return;
                 }
-                tcp_socket_tune(fd);
                 half_begin(l, fd);
         }
 }

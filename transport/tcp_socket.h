@@ -5,7 +5,7 @@
 #include "transport.h"
 
 /* No delay, keepalive, large buffers where the host allows them. For sockets that will listen or connect, before they
- * do (the window's scale is fixed in the handshake), and for accepted ones. Failures only cost speed and are ignored. */
+ * do (the window's scale is fixed in the handshake); accepted ones inherit it. Failures only cost speed and are ignored. */
 void tcp_socket_tune(int fd);
 /* For sockets that are connected. Between two ends on one host there is no congestion to control, and what the system
  * does against it elsewhere (pacing, models of the path) only costs time: the plainest control is chosen. */

@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "err.h"
 #include "inet.h"
+#include "tcp_socket.h"
 
 #define WAIT_NS (10 * NS_PER_S)
 
@@ -68,17 +69,55 @@ static bool has_v6(void)
         return fd >= 0;
 }
 
+static int option(int fd, int level, int name)
+{
+        int value = -1;
+        socklen_t n = sizeof(value);
+
+        assert_int_equal(getsockopt(fd, level, name, &value, &n), 0);
+        return value;
+}
+
 /* Closed on exec, never blocking, without delay, and watched over. */
 static void check_socket(int fd)
 {
-        int nodelay = 0, keepalive = 0;
-        socklen_t n = sizeof(nodelay), k = sizeof(keepalive);
-
         assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
         assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
-        assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &nodelay, &n), 0);
-        assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keepalive, &k), 0);
-        assert_true(nodelay && keepalive);
+        assert_true(option(fd, IPPROTO_TCP, TCP_NODELAY) > 0);
+        assert_true(option(fd, SOL_SOCKET, SO_KEEPALIVE) > 0);
+}
+
+/* What a listener was given, those have that it accepts: nobody sets it again. */
+static void accepted_sockets_inherit(void **state)
+{
+        static const struct {
+                int level, name;
+        } options[] = {{IPPROTO_TCP, TCP_NODELAY},   {SOL_SOCKET, SO_KEEPALIVE}, {IPPROTO_TCP, TCP_KEEPIDLE},
+                       {IPPROTO_TCP, TCP_KEEPINTVL}, {IPPROTO_TCP, TCP_KEEPCNT}, {SOL_SOCKET, SO_SNDBUF},
+                       {SOL_SOCKET, SO_RCVBUF}};
+        struct tp_url u = url_of("tcp://127.0.0.1:0");
+        int l = inet_listen("tcp://127.0.0.1:0", &u, 4, tcp_socket_tune), fd, took;
+        const int small = 1 << 17;
+        char at[TP_URL_MAX];
+
+        assert_true(l >= 0);
+        /* Fixed sizes, also where the host does not allow those that tcp_socket_tune would like. */
+        assert_int_equal(setsockopt(l, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
+        assert_int_equal(setsockopt(l, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
+        inet_listener_url(l, "tcp", at);
+        u = url_of(at);
+        fd = inet_connect(at, &u, tcp_socket_tune, clock_ns() + WAIT_NS, NULL);
+        assert_true(fd >= 0);
+        assert_int_equal(inet_wait(l, POLLIN, clock_ns() + WAIT_NS, NULL), 0);
+        took = accept4(l, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        assert_true(took >= 0);
+        check_socket(took);
+        for (size_t i = 0; i < ARRAY_LEN(options); i++)
+                assert_int_equal(option(took, options[i].level, options[i].name),
+                                 option(l, options[i].level, options[i].name));
+        close(took);
+        close(fd);
+        close(l);
 }
 
 static int next_fd(void)
@@ -195,9 +234,9 @@ static void waiting_gets_others_on(void **state)
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(prints_what_it_resolves), cmocka_unit_test(says_what_it_cannot_resolve),
-            cmocka_unit_test(listeners_are_reached),   cmocka_unit_test(all_addresses_of_a_name_are_tried),
-            cmocka_unit_test(waiting_gets_others_on),
+            cmocka_unit_test(prints_what_it_resolves),           cmocka_unit_test(says_what_it_cannot_resolve),
+            cmocka_unit_test(accepted_sockets_inherit),          cmocka_unit_test(listeners_are_reached),
+            cmocka_unit_test(all_addresses_of_a_name_are_tried), cmocka_unit_test(waiting_gets_others_on),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
